@@ -1,0 +1,1 @@
+"""Analyses that ship with tracelab; each file is one analysis."""

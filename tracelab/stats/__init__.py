@@ -1,0 +1,1 @@
+"""Batched statistics: arrays in, arrays out, useful without any trace."""
