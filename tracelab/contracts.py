@@ -66,16 +66,17 @@ class Input:
     ----------
     variable : Variable
         Name by which the kernel receives it, its dims (cell dims first) and the unit it must have.
-    source : str
-        ``"noise"`` for noise samples (dims ``step, batch, series``), or ``"group/array"``; a
-        coordinate is named the same way (``"statistics/step"``).
+    sources : tuple of str
+        Where it can come from, the first that is recorded wins. ``"noise"`` are noise samples
+        (dims ``step, layer, batch, series``); ``"kind/array"`` is an array or a coordinate
+        (``"statistics/step"``) of the group of that kind; ``"kind@attribute"`` is a scalar.
     network : {"sum", "root_sum_square", None}
         How layers combine into the row ``network``; None where the input has no layers or the
         source combines them itself (noise samples).
     """
 
     variable: Variable
-    source: str
+    sources: tuple[str, ...]
     network: Literal["sum", "root_sum_square"] | None = None
 
 

@@ -1,0 +1,336 @@
+"""Noise samples of a trace: source, centring, mode and synthetic batch sizes.
+
+Gradient noise is a minibatch gradient minus the full-data gradient **at the same weights**.
+Functions here take the dataset of one ``noise`` group and stay lazy if it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, get_args
+
+import numpy as np
+import xarray as xr
+
+from tracelab.contracts import NETWORK
+from tracelab.errors import NotRecordedError, UsageError
+from tracelab.typing import IntArray, Mode, Sketched
+
+__all__ = [
+    "MODES",
+    "SKETCHED",
+    "coordinate_layers",
+    "layer_samples",
+    "samples",
+    "select_steps",
+    "signal",
+    "sketch_of",
+    "squared_deviation",
+    "standardize",
+]
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+SKETCHED: tuple[Sketched, ...] = get_args(Sketched)
+
+# Preferred first: coordinates show tails that projections hide.
+_PREFERENCE: tuple[Sketched, ...] = ("full", "sampled", "projected")
+
+
+def sketch_of(group: xr.Dataset, sketch: str | None) -> Sketched:
+    """Return which sketch of a noise group to read: the one asked for, or the most telling one.
+
+    Raises
+    ------
+    UsageError
+        If `sketch` is no sketch.
+    NotRecordedError
+        If the group does not hold it.
+    """
+    recorded = [name for name in _PREFERENCE if name in group]
+    if sketch is None or sketch == "auto":
+        if not recorded:
+            raise NotRecordedError(
+                "the noise group holds no minibatch gradients; record them with NoiseProbe or "
+                f"append one of {', '.join(_PREFERENCE)}"
+            )
+        return recorded[0]
+    for name in SKETCHED:
+        if name == sketch:
+            if name in group:
+                return name
+            raise NotRecordedError(
+                f"the noise group holds no {sketch!r} gradients; it holds: "
+                f"{', '.join(recorded) or 'none'}"
+            )
+    raise UsageError(f"sketch must be one of auto, {', '.join(SKETCHED)}, got {sketch!r}")
+
+
+def coordinate_layers(group: xr.Dataset, layers: xr.Dataset) -> IntArray:
+    """Return, for each coordinate of a group, the position of its layer in the group.
+
+    Parameters
+    ----------
+    group : xarray.Dataset
+        A group with a ``coordinate`` dimension.
+    layers : xarray.Dataset
+        The trace's layer table (``numel`` by ``layer``).
+
+    Returns
+    -------
+    ndarray of int64, shape (coordinate,)
+    """
+    if "coordinate_layer" in group.variables:
+        return np.asarray(group["coordinate_layer"].values, dtype=np.int64)
+    numel = layers["numel"].sel(layer=group["layer"].values).values
+    positions: IntArray = np.repeat(np.arange(numel.size), numel)
+    if positions.size != group.sizes["coordinate"]:
+        raise NotRecordedError(
+            f"the group holds {group.sizes['coordinate']} coordinates of layers with "
+            f"{positions.size} and no table of which they are; define it with coordinates="
+        )
+    return positions
+
+
+def select_steps(group: xr.Dataset, step: Any) -> xr.Dataset:
+    """Return the rows of a group at `step`: None, an integer, a list, or a label slice.
+
+    Raises
+    ------
+    NotRecordedError
+        If an asked step was not recorded; the message names the nearest.
+    """
+    if step is None:
+        return group
+    if isinstance(step, slice):
+        return group.sel(step=step)
+    recorded = group["step"].values
+    for wanted in np.atleast_1d(step):
+        if wanted not in recorded:
+            nearest = (
+                f"the nearest is {recorded[np.abs(recorded - wanted).argmin()]}"
+                if recorded.size
+                else "it has none yet"
+            )
+            raise NotRecordedError(f"no row at step {wanted} in this group; {nearest}")
+    return group.sel(step=step)
+
+
+def layer_samples(
+    group: xr.Dataset,
+    layers: xr.Dataset,
+    layer: str,
+    *,
+    sketch: str | None = None,
+    batch_size: int | None = None,
+) -> xr.DataArray:
+    """Return the noise of one layer, or of the network, as dims ``(step, batch, series)``.
+
+    A series is one coordinate or one direction of projection. The network's coordinates are those
+    of all layers; its projections are the sum of the layers'.
+
+    Parameters
+    ----------
+    group : xarray.Dataset
+        A noise group.
+    layers : xarray.Dataset
+        The trace's layer table.
+    layer : str
+        A layer's name, or ``"network"``.
+    sketch : {"sampled", "projected", "full"}, optional
+        Default: what shows most (full, sampled, projected).
+    batch_size : int, optional
+        A multiple of the recorded batch size: batches are averaged in disjoint groups.
+
+    Returns
+    -------
+    xarray.DataArray
+        Unit ``loss/weight``; attributes ``sketch``, ``centring``, ``batch_size``.
+    """
+    chosen = sketch_of(group, sketch)
+    names = [str(name) for name in group["layer"].values]
+    if layer != NETWORK and layer not in names:
+        raise NotRecordedError(
+            f"no layer {layer!r} in the noise group; it has: {', '.join(names)}, {NETWORK}"
+        )
+    selection: dict[str, Any] = {}
+    if chosen != "projected" and layer != NETWORK:
+        found = np.flatnonzero(coordinate_layers(group, layers) == names.index(layer))
+        contiguous = found.size and found[-1] - found[0] + 1 == found.size
+        # A contiguous range reads only the chunks it needs.
+        selection["coordinate"] = slice(int(found[0]), int(found[-1]) + 1) if contiguous else found
+
+    def restrict(array: xr.DataArray) -> xr.DataArray:
+        if chosen != "projected":
+            return array.isel(selection)
+        if layer == NETWORK:
+            return array.sum("layer", skipna=False)
+        return array.sel(layer=layer, drop=True)
+
+    mean = group.get(f"mean_{chosen}")
+    series = "direction" if chosen == "projected" else "coordinate"
+    values = restrict(group[chosen]).astype(np.float64)
+    centre = values.mean("batch") if mean is None else restrict(mean).astype(np.float64)
+    noise = (values - centre).rename({series: "series"}).reset_coords(drop=True)
+    noise = noise.transpose(..., "batch", "series")
+    recorded = group.attrs.get("batch_size")
+    noise = _synthesise(noise, recorded, batch_size)
+    noise.attrs = {
+        "units": "loss/weight",
+        "long_name": "gradient noise",
+        "sketch": chosen,
+        "centring": "batch mean" if mean is None else "full-data gradient",
+        "batch_size": recorded if batch_size is None else batch_size,
+    }
+    return noise.rename("noise")
+
+
+def _synthesise(noise: xr.DataArray, recorded: int | None, batch_size: int | None) -> xr.DataArray:
+    if batch_size is None or batch_size == recorded:
+        return noise
+    if recorded is None:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be synthesised: the trace does not say at which "
+            "batch size it was recorded; leave batch_size out"
+        )
+    if batch_size % recorded:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be synthesised from batches of {recorded}; "
+            f"take a multiple of {recorded}"
+        )
+    return noise.coarsen(batch=batch_size // recorded, boundary="trim").mean()
+
+
+def standardize(noise: xr.DataArray) -> xr.DataArray:
+    """Return each series minus its median over batches, divided by its interquartile range.
+
+    The interquartile range, not the standard deviation: the latter does not exist for alpha < 2.
+    A series whose interquartile range is zero becomes NaN.
+    """
+    quartiles = noise.chunk({"batch": -1}) if noise.chunks else noise
+    low, middle, high = (
+        quartiles.quantile(q, dim="batch").drop_vars("quantile") for q in (0.25, 0.5, 0.75)
+    )
+    spread = (high - low).where(high > low)
+    result = ((noise - middle) / spread).transpose(*noise.dims)
+    result.attrs = {**noise.attrs, "units": "1"}
+    return result
+
+
+def samples(
+    group: xr.Dataset,
+    layers: xr.Dataset,
+    *,
+    step: Any = None,
+    layer: str | None = None,
+    mode: str = "batches",
+    batch_size: int | None = None,
+    sketch: str | None = None,
+) -> xr.DataArray:
+    """Return the gradient noise of a trace, arranged as the mode treats it.
+
+    Parameters
+    ----------
+    group : xarray.Dataset
+        A noise group.
+    layers : xarray.Dataset
+        The trace's layer table.
+    step : int, list or slice, optional
+        Steps, by label; a slice includes both ends.
+    layer : str, optional
+        A layer, or ``"network"``. Default: the series of all layers side by side.
+    mode : {"batches", "pooled", "standardized"}
+        ``batches``: dims ``(step, batch, series)``, one sample per series. ``pooled``: dims
+        ``(step, sample)``, all series thrown together. ``standardized``: the same, each series
+        first centred by its median and scaled by its interquartile range.
+    batch_size : int, optional
+        Synthetic batch size, a multiple of the recorded one.
+    sketch : {"sampled", "projected", "full"}, optional
+        Default: what shows most.
+
+    Returns
+    -------
+    xarray.DataArray
+        Lazy if the group is.
+
+    Raises
+    ------
+    UsageError
+        Unknown mode or sketch, or a batch size that cannot be synthesised.
+    NotRecordedError
+        A step, layer or sketch that the trace does not hold.
+    """
+    if mode not in MODES:
+        raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
+    rows = select_steps(group, step)
+    wanted = [str(name) for name in rows["layer"].values] if layer is None else [layer]
+    parts = []
+    for name in wanted:
+        part = layer_samples(rows, layers, name, sketch=sketch, batch_size=batch_size)
+        labels = {"layer": ("series", np.full(part.sizes["series"], name, dtype=object))}
+        parts.append(part.assign_coords(labels))
+    noise = xr.concat(parts, "series", combine_attrs="override") if len(parts) > 1 else parts[0]
+    if mode == "standardized":
+        noise = standardize(noise)
+    if mode != "batches":
+        stacked: Mapping[Any, tuple[Hashable, ...]] = {"sample": ("batch", "series")}
+        noise = noise.stack(stacked, create_index=False)
+    noise.attrs["mode"] = mode
+    return noise
+
+
+def squared_deviation(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
+    """Return the squared norm of each batch's noise, dims ``(step, layer, batch)``.
+
+    Exact if the probe recorded it; otherwise from the sketch, whose squared norm is unbiased,
+    with the factor K/(K-1) where the centre is the mean of the same K batches.
+    """
+    if "squared_deviation" in group:
+        exact = group["squared_deviation"]
+        return exact.transpose(..., "layer", "batch").assign_attrs(source="exact")
+    chosen = sketch_of(group, None if "projected" not in group else "projected")
+    count = group.sizes["batch"]
+    mean = group.get(f"mean_{chosen}")
+    inflate = 1.0 if mean is not None else (count / (count - 1) if count > 1 else np.nan)
+    centre = group[chosen].mean("batch") if mean is None else mean
+    squared = _squared_norm(group[chosen] - centre, group, layers)
+    return (
+        (inflate * squared)
+        .transpose(..., "layer", "batch")
+        .assign_attrs(units="(loss/weight)^2", source=chosen)
+    )
+
+
+def signal(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
+    """Return the squared norm of the full-data gradient, dims ``(step, layer)``.
+
+    Exact if recorded. Without the full-data gradient, the squared norm of the batches' mean minus
+    its own noise (unbiased; can be negative where noise dominates).
+    """
+    if "mean_squared_norm" in group:
+        return group["mean_squared_norm"].transpose(..., "layer")
+    chosen = sketch_of(group, None if "projected" not in group else "projected")
+    if f"mean_{chosen}" in group:
+        return _squared_norm(group[f"mean_{chosen}"], group, layers).assign_attrs(
+            units="(loss/weight)^2"
+        )
+    of_mean = _squared_norm(group[chosen].mean("batch"), group, layers)
+    own_noise = squared_deviation(group, layers).mean("batch") / group.sizes["batch"]
+    return (of_mean - own_noise).assign_attrs(units="(loss/weight)^2")
+
+
+def _squared_norm(values: xr.DataArray, group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
+    """Return unbiased squared norms by layer from a sketch of vectors."""
+    squared = values.astype(np.float64) ** 2
+    if "direction" in values.dims:
+        return squared.sum("direction", skipna=False)
+    positions = coordinate_layers(group, layers)
+    names = group["layer"].values
+    numel = layers["numel"].sel(layer=names).values
+    parts = []
+    for index in range(names.size):
+        of_layer = np.flatnonzero(positions == index)
+        total = squared.isel(coordinate=of_layer).sum("coordinate", skipna=False)
+        parts.append(total * (numel[index] / max(of_layer.size, 1)))
+    stacked = xr.concat(parts, "layer", coords="minimal", compat="override")
+    labelled: xr.DataArray = stacked.assign_coords(layer=names)
+    return labelled

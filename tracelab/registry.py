@@ -1,0 +1,72 @@
+"""Finds analyses, collectors and recorders by their entry points; the core names none of them."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from tracelab.contracts import Analysis
+from tracelab.errors import TracelabError, UsageError
+
+__all__ = ["ANALYSES", "COLLECTORS", "RECORDERS", "analyses", "analysis", "recorder"]
+
+ANALYSES = "tracelab.analyses"
+COLLECTORS = "tracelab.collectors"
+RECORDERS = "tracelab.recorders"
+
+
+@cache
+def _entries(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in sorted(entry_points(group=group))}
+
+
+def _load(group: str, name: str) -> Any:
+    entry = _entries(group)[name]
+    try:
+        return entry.load()
+    except ImportError as error:
+        if isinstance(error, TracelabError):
+            raise
+        raise UsageError(
+            f"the plugin {name!r} ({entry.value}) cannot be imported: {error}; "
+            "install what it needs or uninstall it"
+        ) from error
+
+
+def analyses() -> dict[str, Analysis]:
+    """Return every installed analysis by name."""
+    return {name: analysis(name) for name in _entries(ANALYSES)}
+
+
+def analysis(name: str) -> Analysis:
+    """Return the analysis called `name`.
+
+    Raises
+    ------
+    UsageError
+        If there is none, naming the closest; or if its plugin is no `Analysis`.
+    """
+    known = _entries(ANALYSES)
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+        raise UsageError(f"no analysis is called {name!r}; {hint}")
+    found = _load(ANALYSES, name)
+    if not isinstance(found, Analysis):
+        raise UsageError(
+            f"the plugin {name!r} ({known[name].value}) is a {type(found).__name__}, "
+            "not a tracelab.contracts.Analysis; name its ANALYSIS constant"
+        )
+    return found
+
+
+def recorder(framework: str) -> Any:
+    """Return the function that attaches collectors to a training run of `framework`."""
+    known = _entries(RECORDERS)
+    if framework not in known:
+        raise UsageError(
+            f"no recorder for {framework!r} is installed; there are: {', '.join(known) or 'none'}"
+        )
+    return _load(RECORDERS, framework)
