@@ -303,19 +303,23 @@ def squared_deviation(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
 def signal(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
     """Return the squared norm of the full-data gradient, dims ``(step, layer)``.
 
-    Exact if recorded. Without the full-data gradient, the squared norm of the batches' mean minus
-    its own noise (unbiased; can be negative where noise dominates).
+    Exact if the probe recorded it; otherwise from the full-data gradient's sketch, unbiased.
+
+    Raises
+    ------
+    NotRecordedError
+        If the full-data gradient was not recorded in any form.
     """
     if "mean_squared_norm" in group:
         return group["mean_squared_norm"].transpose(..., "layer")
-    chosen = sketch_of(group, None if "projected" not in group else "projected")
-    if f"mean_{chosen}" in group:
-        return _squared_norm(group[f"mean_{chosen}"], group, layers).assign_attrs(
-            units="(loss/weight)^2"
-        )
-    of_mean = _squared_norm(group[chosen].mean("batch"), group, layers)
-    own_noise = squared_deviation(group, layers).mean("batch") / group.sizes["batch"]
-    return (of_mean - own_noise).assign_attrs(units="(loss/weight)^2")
+    for name in ("mean_full", "mean_projected", "mean_sampled"):
+        if name in group:
+            found = _squared_norm(group[name], group, layers)
+            return found.assign_attrs(units="(loss/weight)^2", source=name)
+    raise NotRecordedError(
+        "the noise group holds no full-data gradient; record it with "
+        "NoiseProbe(full_gradient=True) or append mean_projected"
+    )
 
 
 def _squared_norm(values: xr.DataArray, group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:

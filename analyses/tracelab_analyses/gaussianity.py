@@ -1,0 +1,372 @@
+"""Gaussianity of gradient noise: normality tests by coordinate or direction, with their control.
+
+Panigrahi, Somani, Goyal, Netrapalli (2019) test minibatch gradients at frozen weights, one
+direction at a time, by Shapiro-Wilk and Anderson-Darling. Each mode answers its own question:
+
+``batches``
+    Is each series (coordinate, direction) Gaussian over minibatches? The rejection rate is the
+    share of series rejected at the nominal level: 5 % of them are if all are Gaussian.
+``pooled``
+    Are all values together one Gaussian sample? They are not as soon as scales differ between
+    coordinates, which says nothing about the noise: the same test on the Gaussian control (exactly
+    Gaussian noise with the measured covariance) shows how much of a rejection that explains.
+``standardized``
+    Are all series, each brought to mean 0 and variance 1, together one Gaussian sample? The null
+    distribution is simulated with the Gaussian control, so that neither the estimated scales nor
+    the dependence between coordinates of one minibatch counts as evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from tracelab.contracts import (
+    NETWORK,
+    Analysis,
+    Finding,
+    Input,
+    Parameter,
+    Reference,
+    Variable,
+)
+from tracelab.stats import normality
+from tracelab.stats.resampling import gaussian_control
+from tracelab.typing import Array, FloatArray, IntArray, Status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TESTS = ("anderson", "shapiro")
+MIN_BATCHES = 20
+MIN_BATCHES_FOR_FINDING = 100
+SHAPIRO_MAX = 5_000
+
+_CELL = ("step", "layer")
+_BY_TEST = ("step", "layer", "test")
+
+
+def gaussianity(
+    noise: FloatArray,
+    seed: IntArray,
+    *,
+    mode: str = "batches",
+    significance: float = 0.05,
+    correction: str = "fdr_bh",
+    replicates: int = 39,
+    sketch: str = "auto",
+    batch_size: int | None = None,
+) -> dict[str, Array]:
+    """Return test statistics, p-values and rejection rates by cell and test.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (step, layer, batch, series)
+        Noise samples; standardized ones where the mode says so.
+    seed : ndarray of uint64, shape (step, layer)
+        Seeds of the controls.
+    mode, significance, correction, replicates, sketch, batch_size
+        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        See ``ANALYSIS.outputs``.
+    """
+    shape = noise.shape[:2]
+    out: dict[str, Array] = {
+        variable.name: np.full(
+            (*shape, len(TESTS)) if variable.dims == _BY_TEST else shape,
+            np.nan if variable.dtype == "float64" else 0,
+            dtype=variable.dtype,
+        )
+        for variable in ANALYSIS.outputs
+    }
+    for cell in np.ndindex(*shape):
+        x = noise[cell]
+        out["n_batches"][cell] = x.shape[0]
+        status, series = _usable(x, mode)
+        out["n_series"][cell] = series.shape[1]
+        out["n_dropped"][cell] = x.shape[1] - series.shape[1]
+        out["status"][cell] = int(status)
+        if status is not Status.OK:
+            continue
+        rng = np.random.default_rng(int(seed[cell]))
+        for index, name in enumerate(TESTS):
+            if mode == "batches":
+                found = _by_series(series, name, significance, correction, rng)
+            else:
+                found = _together(series, name, mode, significance, replicates, rng)
+            for key, value in found.items():
+                out[key][(*cell, index)] = value
+        centred = series - series.mean(axis=0)
+        variance = np.mean(centred**2, axis=0)
+        out["excess_kurtosis"][cell] = np.median(np.mean(centred**4, axis=0) / variance**2 - 3)
+    return out
+
+
+def _usable(x: FloatArray, mode: str) -> tuple[Status, FloatArray]:
+    """Return why a cell cannot be tested, or OK, and its series that are not constant."""
+    # A standardized series of zero interquartile range is NaN as a whole and is dropped.
+    kept = x[:, ~np.isnan(x).all(axis=0)] if mode == "standardized" else x
+    if kept.size == 0:
+        return Status.CONSTANT_INPUT, kept
+    if not np.isfinite(kept).all():
+        return Status.NON_FINITE_INPUT, kept
+    kept = kept[:, np.ptp(kept, axis=0) > 0]
+    if x.shape[0] < MIN_BATCHES:
+        return Status.TOO_FEW_SAMPLES, kept
+    if kept.shape[1] == 0:
+        return Status.CONSTANT_INPUT, kept
+    return Status.OK, kept
+
+
+def _test(
+    x: FloatArray, name: str, axis: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    if name == "shapiro" and x.shape[axis] > SHAPIRO_MAX:
+        # Shapiro-Wilk is not calibrated beyond 5,000 values: a random subsample of that size is.
+        x = np.take(x, rng.choice(x.shape[axis], SHAPIRO_MAX, replace=False), axis=axis)
+    found = getattr(normality, name)(x, axis=axis)
+    return np.asarray(found.statistic), np.asarray(found.pvalue)
+
+
+def _by_series(
+    series: FloatArray, name: str, significance: float, correction: str, rng: np.random.Generator
+) -> dict[str, float]:
+    statistic, pvalue = _test(series, name, 0, rng)
+    rejected = pvalue < significance
+    low, high = proportion_confint(int(rejected.sum()), rejected.size, method="wilson")
+    _, control = _test(gaussian_control(series, rng), name, 0, rng)
+    corrected = (
+        rejected
+        if correction == "none"
+        else multipletests(pvalue, alpha=significance, method=correction)[0]
+    )
+    return {
+        "statistic": float(np.median(statistic)),
+        "pvalue": cauchy_combination(pvalue),
+        "rejection_rate": float(rejected.mean()),
+        "rejection_rate_low": float(low),
+        "rejection_rate_high": float(high),
+        "rejection_rate_corrected": float(np.mean(corrected)),
+        "rejection_rate_control": float(np.mean(control < significance)),
+    }
+
+
+def _together(
+    series: FloatArray,
+    name: str,
+    mode: str,
+    significance: float,
+    replicates: int,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    def observe(x: FloatArray) -> tuple[float, float]:
+        if mode == "standardized":
+            x = (x - x.mean(axis=0)) / x.std(axis=0)
+        statistic, pvalue = _test(x.ravel(), name, 0, rng)
+        # Anderson-Darling rejects where it is large, Shapiro-Wilk where W is small.
+        return float(-statistic if name == "shapiro" else statistic), float(pvalue)
+
+    extreme, pvalue = observe(series)
+    draws = replicates if mode == "standardized" else 1
+    controls = [observe(gaussian_control(series, rng)) for _ in range(draws)]
+    if mode == "standardized":
+        exceeding = sum(control >= extreme for control, _ in controls)
+        pvalue = (1 + exceeding) / (1 + draws)
+        control_rejected = np.nan
+    else:
+        control_rejected = float(controls[0][1] < significance)
+    rejected = float(pvalue <= significance)
+    return {
+        "statistic": -extreme if name == "shapiro" else extreme,
+        "pvalue": pvalue,
+        "rejection_rate": rejected,
+        "rejection_rate_low": rejected,
+        "rejection_rate_high": rejected,
+        "rejection_rate_corrected": rejected,
+        "rejection_rate_control": control_rejected,
+    }
+
+
+def cauchy_combination(pvalue: FloatArray) -> float:
+    """Return one p-value for several, right in size also when they depend on each other.
+
+    Liu, Xie, "Cauchy Combination Test", Journal of the American Statistical Association 115 (2020),
+    equation 1 with equal weights. The mean of p-values is not a p-value.
+    """
+    # tan loses its last digits next to its poles; 1e-15 there is as good as 0 or 1.
+    clipped = np.clip(pvalue, 1e-15, 1 - 1e-15)
+    statistic = float(np.mean(np.tan((0.5 - clipped) * np.pi)))
+    return float(0.5 - np.arctan(statistic) / np.pi)
+
+
+def finding(result: xr.Dataset) -> Finding:
+    """Return what the tests say about the first and the last step, for the network or one layer."""
+    mode = dict(result.attrs["parameters"])["mode"]
+    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
+    rows = result.sel(layer=label)
+    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    if good.sizes["step"] == 0:
+        return Finding("No cell had enough finite, varying noise samples to be tested.")
+
+    def describe(index: int) -> str:
+        row = good.isel(step=index).sel(test="anderson")
+        step, pvalue = int(row["step"]), float(row["pvalue"])
+        if mode != "batches":
+            verdict = "rejects" if float(row["rejection_rate"]) else "does not reject"
+            return f"at step {step} Anderson-Darling {verdict} Gaussianity (p = {pvalue:.2g})"
+        rate, low, high = (
+            100 * float(row[name])
+            for name in ("rejection_rate", "rejection_rate_low", "rejection_rate_high")
+        )
+        return (
+            f"at step {step} Anderson-Darling rejects {rate:.0f} % of {int(row['n_series'])} "
+            f"series (95 % interval {low:.0f} to {high:.0f} %; 5 % expected if all are Gaussian)"
+        )
+
+    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
+    where = "the network" if label == NETWORK else label
+    warnings = []
+    if mode == "pooled":
+        warnings.append(
+            "Pooling coordinates of different scales is rejected as Gaussian even when each is "
+            "exactly Gaussian; compare rejection_rate_control and the other modes."
+        )
+    else:
+        warnings.append(
+            "Projections average many coordinates and look Gaussian by the central limit theorem; "
+            "read coordinate-wise tests beside them."
+        )
+    if mode == "batches":
+        warnings.append(
+            "The interval of the rejection rate takes series as independent; coordinates of one "
+            "minibatch are not, so it is too narrow."
+        )
+    if int(good["n_batches"].min()) < MIN_BATCHES_FOR_FINDING:
+        warnings.append(
+            f"With fewer than {MIN_BATCHES_FOR_FINDING} minibatches a probe, departures from "
+            "Gaussianity may go unseen."
+        )
+    return Finding(f"For {where}, {'; '.join(parts)}.", tuple(warnings))
+
+
+def plot(results: Mapping[str, xr.Dataset]) -> Figure:
+    """Return the rejection rate over training, one panel a test, one line a trace."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(TESTS), sharey=True)
+    for axis, test in zip(axes, TESTS, strict=True):
+        for index, (label, result) in enumerate(results.items()):
+            name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
+            row = result.sel(layer=name, test=test)
+            row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
+            color = f"C{index}"
+            axis.fill_between(
+                row["step"], row["rejection_rate_low"], row["rejection_rate_high"],
+                color=color, alpha=0.2, linewidth=0,
+            )  # fmt: skip
+            axis.plot(row["step"], row["rejection_rate"], "o-", color=color, label=label, ms=4)
+        axis.axhline(0.05, color="0.4", linestyle=":", label="5 %: expected if Gaussian")
+        axis.set(
+            xlabel="step", title={"anderson": "Anderson-Darling", "shapiro": "Shapiro-Wilk"}[test]
+        )
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set_ylim(-0.03, 1.03)
+    axes[0].set_ylabel("share of series rejected")
+    axes[-1].legend(fontsize=8, frameon=False)
+    return figure
+
+
+ANALYSIS = Analysis(
+    name="gaussianity",
+    summary="Is gradient noise Gaussian? Normality tests by coordinate or direction",
+    version=1,
+    inputs=(
+        Input(
+            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
+            sources=("noise",),
+        ),
+    ),
+    outputs=(
+        Variable("rejection_rate", _BY_TEST, description="share of series rejected at the level"),
+        Variable("rejection_rate_low", _BY_TEST, description="95 % Wilson interval, lower end"),
+        Variable("rejection_rate_high", _BY_TEST, description="95 % Wilson interval, upper end"),
+        Variable(
+            "rejection_rate_corrected",
+            _BY_TEST,
+            description="share rejected after correction for multiple testing",
+        ),
+        Variable(
+            "rejection_rate_control",
+            _BY_TEST,
+            description="the same on exactly Gaussian noise of the measured covariance",
+        ),
+        Variable(
+            "pvalue",
+            _BY_TEST,
+            description="of the cell: Cauchy combination (batches), naive (pooled), "
+            "simulated with the Gaussian control (standardized)",
+        ),
+        Variable("statistic", _BY_TEST, description="test statistic; median over series"),
+        Variable("excess_kurtosis", _CELL, description="median over series"),
+        Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        Variable("n_series", _CELL, dtype="int64", description="series tested"),
+        Variable("n_dropped", _CELL, dtype="int64", description="series left out: they never vary"),
+        Variable("status", _CELL, dtype="uint8"),
+    ),
+    cell=_CELL,
+    kernel=gaussianity,
+    finding=finding,
+    plot=plot,
+    parameters=(
+        Parameter(
+            "mode",
+            "batches",
+            "what is one i.i.d. sample",
+            choices=("batches", "pooled", "standardized"),
+        ),
+        Parameter(
+            "sketch",
+            "auto",
+            "which recorded series; auto takes full, then sampled, then projected",
+            choices=("auto", "full", "sampled", "projected"),
+        ),
+        Parameter("significance", 0.05, "nominal level of each test", low=1e-6, high=0.5),
+        Parameter(
+            "correction",
+            "fdr_bh",
+            "correction for multiple testing over the series of a cell",
+            choices=("fdr_bh", "fdr_by", "holm", "bonferroni", "none"),
+        ),
+        Parameter(
+            "replicates", 39, "Gaussian controls that calibrate standardized", low=19, high=9999
+        ),
+        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+    ),
+    references=(
+        Reference(
+            "Panigrahi, Somani, Goyal, Netrapalli, Non-Gaussianity of Stochastic Gradient Noise, "
+            "2019",
+            "https://arxiv.org/abs/1910.09626",
+        ),
+        Reference("Royston, Remark AS R94, Applied Statistics 44 (1995) 547-551"),
+        Reference("Stephens, in D'Agostino, Stephens, Goodness-of-Fit Techniques, 1986, ch. 4"),
+        Reference(
+            "Liu, Xie, Cauchy Combination Test, Journal of the American Statistical Association "
+            "115 (2020) 393-402"
+        ),
+        Reference(
+            "Benjamini, Hochberg, Controlling the False Discovery Rate, Journal of the Royal "
+            "Statistical Society B 57 (1995) 289-300"
+        ),
+    ),
+    coords={"test": TESTS},
+)
