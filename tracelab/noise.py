@@ -14,7 +14,7 @@ import xarray as xr
 
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError, UsageError
-from tracelab.typing import IntArray, Mode, Sketched
+from tracelab.typing import FloatArray, IntArray, Mode, Sketched, Status
 
 __all__ = [
     "MODES",
@@ -27,6 +27,7 @@ __all__ = [
     "sketch_of",
     "squared_deviation",
     "standardize",
+    "usable_series",
 ]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -204,16 +205,43 @@ def standardize(noise: xr.DataArray) -> xr.DataArray:
     """Return each series minus its median over batches, divided by its interquartile range.
 
     The interquartile range, not the standard deviation: the latter does not exist for alpha < 2.
-    A series whose interquartile range is zero becomes NaN.
+    A series whose interquartile range is zero cannot be scaled: it becomes zero throughout, and
+    analyses leave it out as constant.
     """
     quartiles = noise.chunk({"batch": -1}) if noise.chunks else noise
     low, middle, high = (
         quartiles.quantile(q, dim="batch").drop_vars("quantile") for q in (0.25, 0.5, 0.75)
     )
-    spread = (high - low).where(high > low)
-    result = ((noise - middle) / spread).transpose(*noise.dims)
+    spread = high - low
+    scaled = xr.where(spread == 0, 0.0, (noise - middle) / spread.where(spread != 0))
+    result: xr.DataArray = scaled.transpose(*noise.dims)
     result.attrs = {**noise.attrs, "units": "1"}
     return result
+
+
+def usable_series(noise: FloatArray, min_batches: int) -> tuple[Status, FloatArray]:
+    """Return whether a cell can be analysed, or why not, and its series that vary.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (batch, series)
+        One cell.
+    min_batches : int
+        Fewer minibatches are too few samples.
+
+    Returns
+    -------
+    status : Status
+        OK, NON_FINITE_INPUT, TOO_FEW_SAMPLES or CONSTANT_INPUT.
+    series : ndarray, shape (batch, kept)
+        The series that vary; all of them where the status is not OK.
+    """
+    if not np.isfinite(noise).all():
+        return Status.NON_FINITE_INPUT, noise
+    if noise.shape[0] < min_batches:
+        return Status.TOO_FEW_SAMPLES, noise
+    kept = noise[:, np.ptp(noise, axis=0) > 0]
+    return (Status.OK if kept.shape[1] else Status.CONSTANT_INPUT), kept
 
 
 def samples(

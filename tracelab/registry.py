@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from tracelab.contracts import Analysis
-from tracelab.errors import TracelabError, UsageError
+from tracelab.errors import MissingExtraError, TracelabError, UsageError
 
 __all__ = ["ANALYSES", "COLLECTORS", "RECORDERS", "analyses", "analysis", "recorder"]
 
@@ -29,6 +29,8 @@ def _load(group: str, name: str) -> Any:
     except ImportError as error:
         if isinstance(error, TracelabError):
             raise
+        if error.name == "torch":
+            raise MissingExtraError("torch", "collect", "recording a training run") from error
         raise UsageError(
             f"the plugin {name!r} ({entry.value}) cannot be imported: {error}; "
             "install what it needs or uninstall it"

@@ -35,7 +35,9 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.noise import usable_series
 from tracelab.stats import normality
+from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
@@ -90,7 +92,7 @@ def gaussianity(
     for cell in np.ndindex(*shape):
         x = noise[cell]
         out["n_batches"][cell] = x.shape[0]
-        status, series = _usable(x, mode)
+        status, series = usable_series(x, MIN_BATCHES)
         out["n_series"][cell] = series.shape[1]
         out["n_dropped"][cell] = x.shape[1] - series.shape[1]
         out["status"][cell] = int(status)
@@ -108,22 +110,6 @@ def gaussianity(
         variance = np.mean(centred**2, axis=0)
         out["excess_kurtosis"][cell] = np.median(np.mean(centred**4, axis=0) / variance**2 - 3)
     return out
-
-
-def _usable(x: FloatArray, mode: str) -> tuple[Status, FloatArray]:
-    """Return why a cell cannot be tested, or OK, and its series that are not constant."""
-    # A standardized series of zero interquartile range is NaN as a whole and is dropped.
-    kept = x[:, ~np.isnan(x).all(axis=0)] if mode == "standardized" else x
-    if kept.size == 0:
-        return Status.CONSTANT_INPUT, kept
-    if not np.isfinite(kept).all():
-        return Status.NON_FINITE_INPUT, kept
-    kept = kept[:, np.ptp(kept, axis=0) > 0]
-    if x.shape[0] < MIN_BATCHES:
-        return Status.TOO_FEW_SAMPLES, kept
-    if kept.shape[1] == 0:
-        return Status.CONSTANT_INPUT, kept
-    return Status.OK, kept
 
 
 def _test(
@@ -150,7 +136,7 @@ def _by_series(
     )
     return {
         "statistic": float(np.median(statistic)),
-        "pvalue": cauchy_combination(pvalue),
+        "pvalue": float(cauchy_combination(pvalue)),
         "rejection_rate": float(rejected.mean()),
         "rejection_rate_low": float(low),
         "rejection_rate_high": float(high),
@@ -193,18 +179,6 @@ def _together(
         "rejection_rate_corrected": rejected,
         "rejection_rate_control": control_rejected,
     }
-
-
-def cauchy_combination(pvalue: FloatArray) -> float:
-    """Return one p-value for several, right in size also when they depend on each other.
-
-    Liu, Xie, "Cauchy Combination Test", Journal of the American Statistical Association 115 (2020),
-    equation 1 with equal weights. The mean of p-values is not a p-value.
-    """
-    # tan loses its last digits next to its poles; 1e-15 there is as good as 0 or 1.
-    clipped = np.clip(pvalue, 1e-15, 1 - 1e-15)
-    statistic = float(np.mean(np.tan((0.5 - clipped) * np.pi)))
-    return float(0.5 - np.arctan(statistic) / np.pi)
 
 
 def finding(result: xr.Dataset) -> Finding:

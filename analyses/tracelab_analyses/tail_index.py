@@ -1,0 +1,287 @@
+"""Tail index of gradient noise: alpha of a symmetric stable law, with interval and goodness of fit.
+
+Simsekli, Sagun, Gurbuzbalaban (2019) throw all coordinates of the noise together and read
+``alpha < 2``, which coordinates of different scales mimic even if each is exactly Gaussian. Each
+mode here is a maximum-likelihood fit of one alpha to a cell:
+
+``batches``
+    Location and scale of every series (coordinate, direction) are its own; minibatches are the
+    samples.
+``pooled``
+    One location and scale for all values: what the papers did.
+``standardized``
+    Series centred by median and scaled by interquartile range, then pooled.
+
+Intervals take minibatches, not values, as independent. ``alpha_control`` is the same estimate on
+exactly Gaussian noise with the measured covariance: an alpha that the control shows too is an
+artefact of pooling. ``alpha_mohammadi`` is the estimator of the papers, for comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from tracelab.stats.mohammadi import mohammadi
+
+from tracelab.contracts import (
+    NETWORK,
+    Analysis,
+    Finding,
+    Input,
+    Parameter,
+    Reference,
+    Variable,
+)
+from tracelab.noise import usable_series
+from tracelab.stats import stable
+from tracelab.stats.combination import cauchy_combination
+from tracelab.stats.resampling import gaussian_control
+from tracelab.typing import Array, FloatArray, IntArray, Status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MIN_BATCHES = 20
+MIN_BATCHES_FOR_FINDING = 100
+GOF_LEVEL = 0.05
+_CELL = ("step", "layer")
+
+
+def tail_index(
+    noise: FloatArray,
+    seed: IntArray,
+    *,
+    mode: str = "batches",
+    confidence: float = 0.95,
+    sketch: str = "auto",
+    batch_size: int | None = None,
+) -> dict[str, Array]:
+    """Return alpha, its interval, its control and the goodness of fit, by cell.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (step, layer, batch, series)
+        Noise samples; standardized ones where the mode says so.
+    seed : ndarray of uint64, shape (step, layer)
+        Seeds of the controls.
+    mode, confidence, sketch, batch_size
+        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        See ``ANALYSIS.outputs``.
+    """
+    shape = noise.shape[:2]
+    out: dict[str, Array] = {
+        variable.name: np.full(
+            shape, np.nan if variable.dtype == "float64" else 0, dtype=variable.dtype
+        )
+        for variable in ANALYSIS.outputs
+    }
+    for cell in np.ndindex(*shape):
+        x = noise[cell]
+        status, series = usable_series(x, MIN_BATCHES)
+        out["n_batches"][cell], out["n_series"][cell] = series.shape
+        out["n_dropped"][cell] = x.shape[1] - series.shape[1]
+        out["status"][cell] = int(status)
+        if status is Status.OK:
+            rng = np.random.default_rng(int(seed[cell]))
+            for name, value in _cell(series, mode, confidence, rng).items():
+                out[name][cell] = value
+    return out
+
+
+def _cell(
+    series: FloatArray, mode: str, confidence: float, rng: np.random.Generator
+) -> dict[str, float]:
+    scales = "each" if mode == "batches" else "shared"
+    fit = stable.fit_common(series, scales=scales, confidence=confidence)
+    control = gaussian_control(series, rng)
+    if mode == "standardized":
+        low, middle, high = np.quantile(control, [0.25, 0.5, 0.75], axis=0)
+        control = (control - middle) / (high - low)
+    found = {
+        "alpha": float(fit.alpha),
+        "alpha_se": float(fit.alpha_se),
+        "alpha_low": float(fit.alpha_low),
+        "alpha_high": float(fit.alpha_high),
+        "alpha_control": float(stable.fit_common(control, scales=scales).alpha),
+        "likelihood_ratio": 2 * float(fit.loglik - fit.loglik_gaussian),
+        "status": int(fit.status),
+    }
+    if mode == "batches":
+        each = stable.fit(series, axis=0)
+        fitted = stable.goodness_of_fit(series, each.alpha, each.loc, each.scale, axis=0)
+        found["alpha_mohammadi"] = float(np.median(mohammadi(series, axis=0).alpha))
+    else:
+        pooled = series.ravel()
+        fitted = stable.goodness_of_fit(pooled, fit.alpha, fit.loc, fit.scale)
+        found["alpha_mohammadi"] = float(mohammadi(pooled).alpha)
+    statistic, pvalue = np.atleast_1d(fitted.statistic), np.atleast_1d(fitted.pvalue)
+    found["gof_statistic"] = float(np.median(statistic))
+    found["gof_pvalue"] = float(cauchy_combination(pvalue))
+    found["gof_rejection_rate"] = float(np.mean(pvalue < GOF_LEVEL))
+    return found
+
+
+def finding(result: xr.Dataset) -> Finding:
+    """Return alpha of the network (or one layer) at the first and the last probe."""
+    parameters = dict(result.attrs["parameters"])
+    mode = parameters["mode"]
+    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
+    rows = result.sel(layer=label)
+    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    if good.sizes["step"] == 0:
+        return Finding("No cell had enough finite, varying noise samples for a tail index.")
+
+    def describe(index: int) -> str:
+        row = good.isel(step=index)
+        alpha, low, high, control = (
+            float(row[name]) for name in ("alpha", "alpha_low", "alpha_high", "alpha_control")
+        )
+        return (
+            f"alpha = {alpha:.3f} ({low:.3f} to {high:.3f}) at step {int(row['step'])}, "
+            f"where exactly Gaussian noise of the same covariance reads {control:.3f}"
+        )
+
+    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
+    where = "the network" if label == NETWORK else label
+    warnings = []
+    if mode == "pooled":
+        warnings.append(
+            "Coordinates of different scales thrown together mimic heavy tails: heterogeneous "
+            "scales alone give the alpha of the Gaussian control. Only what lies below the "
+            "control can be a property of the noise."
+        )
+    if float(good["gof_pvalue"].min()) < GOF_LEVEL:
+        warnings.append(
+            "The stable law itself is rejected in some cells (gof_pvalue below "
+            f"{GOF_LEVEL:g}): there alpha describes a law that the noise does not follow."
+        )
+    warnings.append(
+        "alpha < 2 is also what Laplace, Student-t and scale-mixture noise read as; minibatch "
+        "noise of finitely many examples has finite variance."
+    )
+    if int(good["n_batches"].min()) < MIN_BATCHES_FOR_FINDING:
+        warnings.append(
+            f"With fewer than {MIN_BATCHES_FOR_FINDING} minibatches a probe, intervals are wide "
+            "and rest on few independent samples."
+        )
+    return Finding(f"For {where} ({mode}), {', and '.join(parts)}.", tuple(warnings))
+
+
+def plot(results: Mapping[str, xr.Dataset]) -> Figure:
+    """Return alpha by layer over training with intervals, one panel a trace."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(results) + 2.2, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
+    for axis, (label, result) in zip(axes, results.items(), strict=True):
+        for name in (str(x) for x in result["layer"].values):
+            row = result.sel(layer=name)
+            row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
+            whole = name == NETWORK
+            color = "black" if whole else f"C{layers.index(name) % 10}"
+            value = row["alpha"].values
+            error = np.abs([value - row["alpha_low"].values, row["alpha_high"].values - value])
+            axis.errorbar(
+                row["step"].values, value, yerr=error,
+                fmt="o-", color=color, ms=4 if whole else 3, lw=1.8 if whole else 1,
+                capsize=2, label=name, zorder=3 if whole else 2,
+            )  # fmt: skip
+            if whole or result.sizes["layer"] == 1:
+                axis.plot(
+                    row["step"].values, row["alpha_control"].values, "x--", color="0.5", ms=5,
+                    label="Gaussian control",
+                )  # fmt: skip
+        axis.axhline(2, color="0.4", linestyle=":")
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set(xlabel="step", title=label)
+    axes[0].set_ylabel("tail index α (2: Gaussian)")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside right upper")
+    return figure
+
+
+ANALYSIS = Analysis(
+    name="tail_index",
+    summary="How heavy are the tails of gradient noise? Stable index alpha with its control",
+    version=1,
+    inputs=(
+        Input(
+            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
+            sources=("noise",),
+        ),
+    ),
+    outputs=(
+        Variable("alpha", _CELL, description="maximum-likelihood stable index"),
+        Variable("alpha_se", _CELL, description="standard error, minibatches as clusters"),
+        Variable("alpha_low", _CELL, description="interval, lower end"),
+        Variable("alpha_high", _CELL, description="interval, upper end"),
+        Variable("alpha_control", _CELL, description="alpha of the Gaussian control"),
+        Variable("alpha_mohammadi", _CELL, description="the estimator of the papers"),
+        Variable(
+            "likelihood_ratio", _CELL, description="twice the log-likelihood gain over Gaussian"
+        ),
+        Variable(
+            "gof_statistic", _CELL, description="Anderson-Darling of the fit; median over series"
+        ),
+        Variable(
+            "gof_pvalue",
+            _CELL,
+            description="of the fit: Cauchy combination over series (batches), else of all values "
+            "taken as independent",
+        ),
+        Variable(
+            "gof_rejection_rate", _CELL, description="share of series whose stable fit is rejected"
+        ),
+        Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        Variable("n_series", _CELL, dtype="int64", description="series fitted"),
+        Variable("n_dropped", _CELL, dtype="int64", description="series left out: they never vary"),
+        Variable("status", _CELL, dtype="uint8"),
+    ),
+    cell=_CELL,
+    kernel=tail_index,
+    finding=finding,
+    plot=plot,
+    parameters=(
+        Parameter(
+            "mode",
+            "batches",
+            "what is one i.i.d. sample",
+            choices=("batches", "pooled", "standardized"),
+        ),
+        Parameter(
+            "sketch",
+            "auto",
+            "which recorded series; auto takes full, then sampled, then projected",
+            choices=("auto", "full", "sampled", "projected"),
+        ),
+        Parameter("confidence", 0.95, "level of the intervals", low=0.5, high=0.9999),
+        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+    ),
+    references=(
+        Reference(
+            "Simsekli, Sagun, Gurbuzbalaban, A Tail-Index Analysis of Stochastic Gradient Noise in "
+            "Deep Neural Networks, ICML 2019",
+            "https://arxiv.org/abs/1901.06053",
+        ),
+        Reference(
+            "Nolan, Maximum Likelihood Estimation and Diagnostics for Stable Distributions, in "
+            "Levy Processes, Birkhauser 2001"
+        ),
+        Reference(
+            "Mohammadi, Mohammadpour, Ogata, On Estimating the Tail Index and the Spectral Measure "
+            "of Multivariate alpha-Stable Distributions, Metrika 78 (2015), corollary 2.4"
+        ),
+        Reference(
+            "Xie, Tang, Sun, On the Overlooked Structure of Stochastic Gradients, NeurIPS 2023",
+            "https://arxiv.org/abs/2212.02083",
+        ),
+    ),
+)
