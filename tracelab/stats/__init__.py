@@ -1,6 +1,23 @@
 """Batched statistics: arrays in, arrays out, useful without any trace."""
 
-from tracelab.stats import combination as combination
-from tracelab.stats import normality as normality
-from tracelab.stats import resampling as resampling
-from tracelab.stats import stable as stable
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracelab.stats import combination as combination
+    from tracelab.stats import mohammadi as mohammadi
+    from tracelab.stats import normality as normality
+    from tracelab.stats import resampling as resampling
+    from tracelab.stats import stable as stable
+
+__all__ = ["combination", "mohammadi", "normality", "resampling", "stable"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Compiled kernels and tables are loaded by those who use them.
+    if name in __all__:
+        return import_module(f"tracelab.stats.{name}")
+    raise AttributeError(f"module 'tracelab.stats' has no attribute {name!r}")
