@@ -83,7 +83,7 @@ def noise_scale(
         quantile = stats.t.ppf(0.5 + confidence / 2, count - 1)
     low, high = np.maximum(trace - quantile * error, 0.0), trace + quantile * error
     status = np.full(trace.shape, int(Status.OK), dtype=np.uint8)
-    status[(trace == 0) | (signal <= 0)] = int(Status.CONSTANT_INPUT)
+    status[~(trace > 0) | (signal <= 0)] = int(Status.CONSTANT_INPUT)
     if count < MIN_BATCHES:
         status[...] = int(Status.TOO_FEW_SAMPLES)
     finite = np.isfinite(squared_deviation).all(axis=-1) & np.isfinite(signal)
