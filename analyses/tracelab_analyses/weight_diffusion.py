@@ -123,6 +123,7 @@ def _layer(
         error = float(np.sqrt(covariance[column, column]))
         row[name], row[f"{name}_se"] = value, error
         row[f"{name}_low"], row[f"{name}_high"] = value - quantile * error, value + quantile * error
+    row["log_intercept"], row["power_prefactor"] = float(coefficients[0]), float(prefactor)
     row["log_r2"], row["power_r2"] = 1 - rss["log"] / total, 1 - rss["power"] / total
     floor = np.finfo(np.float64).tiny
     row["delta_aic"] = effective * np.log(max(rss["power"], floor) / max(rss["log"], floor))
@@ -222,11 +223,13 @@ ANALYSIS = Analysis(
         Variable("log_slope_se", _CELL, "weight", description="standard error"),
         Variable("log_slope_low", _CELL, "weight", description="interval, lower end"),
         Variable("log_slope_high", _CELL, "weight", description="interval, upper end"),
+        Variable("log_intercept", _CELL, "weight", description="a of D = a + c log t"),
         Variable("log_r2", _CELL, description="R squared of the log law"),
         Variable("power_exponent", _CELL, description="nu of D = k t^nu"),
         Variable("power_exponent_se", _CELL, description="standard error"),
         Variable("power_exponent_low", _CELL, description="interval, lower end"),
         Variable("power_exponent_high", _CELL, description="interval, upper end"),
+        Variable("power_prefactor", _CELL, "weight", description="k of D = k t^nu"),
         Variable("power_r2", _CELL, description="R squared of the power law"),
         Variable("delta_aic", _CELL, description="AIC(power) - AIC(log): > 0 favours log t"),
         Variable(

@@ -43,7 +43,7 @@ def test_exact_power_law_is_found():
 def test_power_fit_agrees_with_scipy_curve_fit():
     d = power_law(0.2, 0.37, sd=0.05, seed=3)
     used = np.unique(np.searchsorted(STEPS[1:], np.geomspace(1, 5_000, 100))) + 1
-    (k, nu), covariance = optimize.curve_fit(
+    (_, nu), covariance = optimize.curve_fit(
         lambda t, k, nu: k * t**nu, STEPS[used].astype(float), d[used], p0=(0.2, 0.4)
     )
     found = fit(d)
@@ -56,7 +56,7 @@ def test_power_fit_agrees_with_scipy_curve_fit():
 
 @pytest.mark.parametrize("law", ["log", "power"])
 def test_intervals_cover_the_truth_at_their_rate(law):
-    """400 runs of white residuals: 95 % +- 5 binomial sd (0.011); rho >= 0 errs on the wide side."""
+    """400 runs of white residuals: 95 %, 5 binomial sd of 0.011; rho >= 0 errs on the wide side."""
     inside = 0
     for seed in range(400):
         if law == "log":

@@ -46,7 +46,7 @@ def test_noise_is_the_gradient_minus_the_full_data_gradient():
 
 
 def test_without_a_full_data_gradient_batches_are_centred_by_their_mean():
-    dataset, full = group(exact=False)
+    dataset, _ = group(exact=False)
     found = noise.layer_samples(dataset, LAYERS, "a")
     np.testing.assert_allclose(found.mean("batch"), 0, atol=1e-12)
     assert found.attrs["centring"] == "batch mean"
@@ -167,10 +167,18 @@ def test_the_signal_needs_the_full_data_gradient():
         ({"mode": "mixed"}, UsageError, "mode must be one of batches, pooled, standardized, got"),
         ({"sketch": "folded"}, UsageError, "sketch must be one of auto, sampled, projected, full"),
         ({"sketch": "full"}, NotRecordedError, "no 'full' gradients; it holds: sampled, projected"),
-        ({"layer": "c"}, NotRecordedError, "no layer 'c' in the noise group; it has: a, b, network"),
+        (
+            {"layer": "c"},
+            NotRecordedError,
+            "no layer 'c' in the noise group; it has: a, b, network",
+        ),
         ({"step": 11}, NotRecordedError, "no row at step 11 in this group; the nearest is 10"),
         ({"step": [0, 49]}, NotRecordedError, "no row at step 49"),
-        ({"batch_size": 20}, UsageError, "cannot be synthesised from batches of 8; take a multiple"),
+        (
+            {"batch_size": 20},
+            UsageError,
+            "cannot be synthesised from batches of 8; take a multiple",
+        ),
     ],
 )
 def test_bad_requests_name_the_remedy(options, error, words):

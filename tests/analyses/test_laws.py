@@ -1,0 +1,200 @@
+"""Laws that every registered analysis obeys, ours and a third party's alike."""
+
+import inspect
+import pickle
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from distributed import Client, LocalCluster
+
+import tracelab
+from tracelab import engine, registry
+from tracelab.contracts import NETWORK
+from tracelab.errors import UsageError
+from tracelab.typing import Status
+
+ANALYSES = registry.analyses()
+every = pytest.mark.parametrize("analysis", ANALYSES.values(), ids=ANALYSES)
+
+
+def plan(analysis, trace, **options):
+    return engine.plan(analysis, trace, analysis.resolve({}), **options)
+
+
+def compute(analysis, trace, execution=None, **options):
+    made = plan(analysis, trace, **options)
+    return engine.compute(made, trace, execution or engine.Execution())
+
+
+@every
+def test_planning_computes_nothing(analysis, trace):
+    def refuse(*_, **__):
+        raise AssertionError("a plan computed something")
+
+    with dask.config.set(scheduler=refuse):
+        made = plan(analysis, trace)
+    assert 0 < len(made.blocks) <= engine.MAX_TASKS
+
+
+@every
+def test_returns_what_it_declares(analysis, trace):
+    result, failures = compute(analysis, trace)
+    assert failures == ()
+    assert set(result.data_vars) == {variable.name for variable in analysis.outputs}
+    for variable in analysis.outputs:
+        found = result[variable.name]
+        assert found.dims == variable.dims
+        assert found.dtype == variable.dtype
+        if variable.name != "status":
+            assert found.attrs["units"] == variable.units
+            assert found.attrs["long_name"]
+    assert (result["status"] == int(Status.OK)).all()
+    assert str(result["layer"].values[-1]) == NETWORK
+
+
+@every
+def test_estimates_carry_uncertainty_sample_size_and_status(analysis):
+    names = {variable.name for variable in analysis.outputs}
+    assert "status" in names
+    assert any(name.startswith("n_") for name in names)
+    assert any(name.endswith(("_se", "_low")) for name in names)
+
+
+@every
+def test_same_bits_for_any_cutting(analysis, trace, monkeypatch):
+    whole, _ = compute(analysis, trace)
+    monkeypatch.setattr(engine, "MAX_TASKS", 1)
+    coarse, _ = compute(analysis, trace)
+    monkeypatch.setattr(engine, "MAX_TASKS", 10_000)
+    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
+    fine, _ = compute(analysis, trace)
+    assert len(plan(analysis, trace).blocks) >= len(fine["layer"])
+    xr.testing.assert_identical(whole, coarse)
+    xr.testing.assert_identical(whole, fine)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+@every
+def test_same_bits_on_worker_processes(analysis, trace, client):
+    here, _ = compute(analysis, trace)
+    there, failures = compute(analysis, trace, engine.Execution(client=client))
+    assert failures == ()
+    xr.testing.assert_identical(here, there)
+
+
+@every
+def test_same_bits_for_a_selection(analysis, trace):
+    whole, _ = compute(analysis, trace)
+    one, _ = compute(analysis, trace, layers=lambda name: name == "fc.bias")
+    xr.testing.assert_identical(one, whole.sel(layer=["fc.bias"]))
+    if "step" in analysis.cell:
+        late, _ = compute(analysis, trace, steps=slice(1, None))
+        xr.testing.assert_identical(late, whole.isel(step=slice(1, None)))
+
+
+@every
+def test_wrong_units_are_rejected(analysis, trace, monkeypatch):
+    needed = (
+        next(
+            needed
+            for needed in analysis.inputs
+            if needed.sources[0] == "noise" or needed.sources[0].startswith("weights/")
+        )
+        if analysis.name != "noise_scale"
+        else None
+    )
+    if needed is None:
+        pytest.skip("its inputs are derived from noise samples, whose units are checked there")
+    groups = {name: dataset.copy() for name, dataset in trace.groups.items()}
+    for dataset in groups.values():
+        for array in dataset.variables.values():
+            array.attrs = {**array.attrs, "units": "furlong"}
+    monkeypatch.setattr(type(trace), "groups", groups)
+    with pytest.raises(UsageError, match="and the trace holds it in 'furlong'"):
+        plan(analysis, trace)
+
+
+@every
+def test_kernel_and_analysis_pickle(analysis):
+    assert pickle.loads(pickle.dumps(analysis.kernel)) is analysis.kernel
+    assert pickle.loads(pickle.dumps(analysis)).name == analysis.name
+
+
+@every
+def test_cites_its_source_and_says_what_it_does(analysis):
+    assert analysis.references
+    assert all(reference.citation for reference in analysis.references)
+    assert analysis.summary
+    assert len(analysis.summary) < 80
+    assert inspect.getdoc(analysis.kernel)
+
+
+@every
+def test_kernel_takes_every_parameter_by_its_default(analysis):
+    taken = inspect.signature(analysis.kernel).parameters
+    for parameter in analysis.parameters:
+        assert taken[parameter.name].default == parameter.default
+        assert parameter.parse(parameter.default) == parameter.default
+        assert parameter.description
+
+
+@every
+def test_a_raising_cell_does_not_stop_the_others(analysis, trace, monkeypatch):
+    def broken(plan, block, trace, load=engine._load):
+        if "fc.bias" in block.labels:
+            raise RuntimeError("no such luck")
+        return load(plan, block, trace)
+
+    monkeypatch.setattr(engine, "_load", broken)
+    result, failures = compute(analysis, trace)
+    assert (result["status"].sel(layer="fc.bias") == int(Status.FAILED)).all()
+    assert (result["status"].sel(layer="fc.weight") == int(Status.OK)).all()
+    assert len(failures) == result["status"].sel(layer="fc.bias").size
+    assert "fc.bias: RuntimeError: no such luck" in failures[0]
+
+
+@every
+@pytest.mark.parametrize("bad", ["nan", "inf", "constant", "one batch", "one step"])
+def test_poor_data_become_a_status(analysis, tmp_path, bad):
+    rng = np.random.default_rng(0)
+    batches = 1 if bad == "one batch" else 64
+    values = rng.standard_normal((batches, 28))
+    if bad in ("nan", "inf"):
+        values[0] = float(bad)
+    if bad == "constant":
+        values[:] = 0.25
+    with tracelab.create(tmp_path / "bad.zarr", {"a": (4, 6), "b": (4,)}) as writer:
+        writer.define("noise", attrs={"batch_size": 8, "replacement": True, "n_data": 99})
+        for step in (0,) if bad == "one step" else (0, 1):
+            writer.append("noise", step=step, sampled=values, mean_sampled=np.zeros(28))
+            distance = np.full(2, np.nan if bad == "nan" else 1.0)
+            writer.append("weights", step=step, distance=distance, norm=distance)
+    result, failures = compute(analysis, tracelab.open(tmp_path / "bad.zarr"))
+    assert failures == ()
+    status = result["status"].values
+    if bad != "one step" or analysis.name == "weight_diffusion":
+        assert (status != int(Status.OK)).all()
+        assert (status != int(Status.FAILED)).all()
+    result.attrs["parameters"] = analysis.resolve({})
+    assert analysis.finding(result).sentence
+
+
+@every
+def test_plot_and_finding_take_its_results(analysis, trace):
+    result, _ = compute(analysis, trace)
+    result.attrs["parameters"] = analysis.resolve({})
+    assert analysis.finding(result).sentence.endswith(".")
+    figure = analysis.plot({"one": result, "two": result})
+    assert figure.axes

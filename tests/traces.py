@@ -1,0 +1,45 @@
+"""Small traces that tests write."""
+
+import numpy as np
+
+import tracelab
+
+LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
+PER_LAYER = 4
+BATCHES = 64
+STEPS = (0, 10, 100)
+
+
+def write_noise(writer, step, rng, scale=1.0, batches=BATCHES):
+    """Append one probe of Gaussian gradients around a full-data gradient of ones."""
+    sampled = scale * rng.standard_normal((batches, len(LAYERS) * PER_LAYER)) + 1
+    projected = scale * rng.standard_normal((batches, len(LAYERS), 5)) + 1
+    deviation = rng.chisquare(10, (batches, len(LAYERS))) * scale**2
+    writer.append(
+        "noise",
+        step=step,
+        sampled=sampled,
+        mean_sampled=np.ones(sampled.shape[1:]),
+        projected=projected,
+        mean_projected=np.ones(projected.shape[1:]),
+        squared_deviation=deviation,
+        mean_squared_norm=np.full(len(LAYERS), 4.0),
+    )
+
+
+def write_trace(path, *, steps=STEPS, distances=200, seed=0):
+    """Write a small trace that every shipped analysis can read."""
+    rng = np.random.default_rng(seed)
+    table = (np.repeat([0, 1], PER_LAYER), np.tile(np.arange(PER_LAYER), 2))
+    with tracelab.create(path, layers=LAYERS) as writer:
+        writer.define(
+            "noise",
+            attrs={"batch_size": 8, "replacement": True, "n_data": 1_000},
+            coordinates=table,
+        )
+        for step in steps:
+            write_noise(writer, step, rng)
+        for step in range(distances):
+            distance = np.sqrt(step) * np.array([1.0, 0.1]) * (1 + 0.01 * rng.standard_normal(2))
+            writer.append("weights", step=step, distance=distance, norm=1 + distance)
+    return path
