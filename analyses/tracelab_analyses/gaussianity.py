@@ -236,8 +236,12 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.set_label("Share of series rejected as Gaussian over training, with 95 % intervals.")
     axes = figure.subplots(1, len(TESTS), sharey=True)
+    nominal = float(dict(next(iter(results.values())).attrs["parameters"])["significance"])
     for axis, test in zip(axes, TESTS, strict=True):
+        # Before anything is drawn: limits are found on the scale that is then in force.
+        axis.set_xscale("symlog", linthresh=10)
         for index, (label, result) in enumerate(results.items()):
             name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
             row = result.sel(layer=name, test=test)
@@ -248,11 +252,17 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
                 color=color, alpha=0.2, linewidth=0,
             )  # fmt: skip
             axis.plot(row["step"], row["rejection_rate"], "o-", color=color, label=label, ms=4)
-        axis.axhline(0.05, color="0.4", linestyle=":", label="5 %: expected if Gaussian")
+            if np.isfinite(row["rejection_rate_control"]).any():
+                axis.plot(
+                    row["step"], row["rejection_rate_control"], "x--", color=color, ms=4, lw=1
+                )
+        axis.plot([], [], "x--", color="0.4", ms=4, lw=1, label="its Gaussian control")
+        axis.axhline(
+            nominal, color="0.4", linestyle=":", label=f"{100 * nominal:g} %: expected if Gaussian"
+        )
         axis.set(
             xlabel="step", title={"anderson": "Anderson-Darling", "shapiro": "Shapiro-Wilk"}[test]
         )
-        axis.set_xscale("symlog", linthresh=10)
         axis.set_ylim(-0.03, 1.03)
     axes[0].set_ylabel("share of series rejected")
     axes[-1].legend(fontsize=8, frameon=False)

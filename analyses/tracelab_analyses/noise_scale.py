@@ -134,7 +134,12 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure.set_label("Noise scale with its interval, and what it is the ratio of, over training.")
     left, right = figure.subplots(1, 2)
+    for axis in (left, right):
+        # Before anything is drawn: limits are found on the scale that is then in force.
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set_yscale("log")
     for index, (label, result) in enumerate(results.items()):
         name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
         row = result.sel(layer=name)
@@ -145,15 +150,13 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
             color=color, alpha=0.2, linewidth=0,
         )  # fmt: skip
         left.plot(row["step"], row["noise_scale"], "o-", color=color, label=label, ms=4)
-        right.plot(row["step"], row["trace_cov"], "o-", color=color, ms=4, label=f"{label}: tr Σ")
-        right.plot(
-            row["step"], row["signal"], "s--", color=color, ms=3, label=f"{label}: |G|²"
-        )  # fmt: skip
+        right.plot(row["step"], row["trace_cov"], "o-", color=color, ms=4)
+        right.plot(row["step"], row["signal"], "s--", color=color, ms=3)
+    right.plot([], [], "o-", color="0.4", ms=4, label="noise: tr Σ")
+    right.plot([], [], "s--", color="0.4", ms=3, label="signal: |G|²")
     left.set(xlabel="step", ylabel="noise scale (examples)", title="Gradient noise scale")
     right.set(xlabel="step", ylabel="(loss/weight)²", title="Noise and signal")
     for axis in (left, right):
-        axis.set_xscale("symlog", linthresh=10)
-        axis.set_yscale("log")
         axis.legend(fontsize=8, frameon=False)
     return figure
 

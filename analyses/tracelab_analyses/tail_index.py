@@ -20,11 +20,10 @@ artefact of pooling. ``alpha_mohammadi`` is the estimator of the papers, for com
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from tracelab.stats.mohammadi import mohammadi
 
 from tracelab.contracts import (
     NETWORK,
@@ -38,6 +37,7 @@ from tracelab.contracts import (
 from tracelab.noise import usable_series
 from tracelab.stats import stable
 from tracelab.stats.combination import cauchy_combination
+from tracelab.stats.mohammadi import mohammadi
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
+MAX_COLORED = 10
 _CELL = ("step", "layer")
 
 
@@ -175,36 +176,45 @@ def finding(result: xr.Dataset) -> Finding:
 
 
 def plot(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Return alpha by layer over training with intervals, one panel a trace."""
+    """Return alpha by layer over training with intervals, one panel a trace.
+
+    Of more than `MAX_COLORED` layers only the network's interval and the range of the layers are
+    told apart.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.2 * len(results) + 2.2, 3.8), layout="constrained")
+    figure.set_label("Tail index of gradient noise by layer over training, with intervals.")
     axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
     layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
+    handles: dict[str, Any] = {}
     for axis, (label, result) in zip(axes, results.items(), strict=True):
+        # Before anything is drawn: limits are found on the scale that is then in force.
+        axis.set_xscale("symlog", linthresh=10)
         for name in (str(x) for x in result["layer"].values):
             row = result.sel(layer=name)
             row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
+            step, value = row["step"].values, row["alpha"].values
             whole = name == NETWORK
-            color = "black" if whole else f"C{layers.index(name) % 10}"
-            value = row["alpha"].values
-            error = np.abs([value - row["alpha_low"].values, row["alpha_high"].values - value])
-            axis.errorbar(
-                row["step"].values, value, yerr=error,
-                fmt="o-", color=color, ms=4 if whole else 3, lw=1.8 if whole else 1,
-                capsize=2, label=name, zorder=3 if whole else 2,
+            if not whole and len(layers) > MAX_COLORED:
+                (handles["single layers"],) = axis.plot(step, value, color="0.75", lw=0.8, zorder=1)
+                continue
+            handles[name] = axis.errorbar(
+                step, value, yerr=np.abs([value - row["alpha_low"], row["alpha_high"] - value]),
+                fmt="o-", color="black" if whole else f"C{layers.index(name) % 10}",
+                ms=4 if whole else 3, lw=1.8 if whole else 1, elinewidth=1.2 if whole else 0.8,
+                capsize=2, zorder=3 if whole else 2,
             )  # fmt: skip
             if whole or result.sizes["layer"] == 1:
-                axis.plot(
-                    row["step"].values, row["alpha_control"].values, "x--", color="0.5", ms=5,
-                    label="Gaussian control",
-                )  # fmt: skip
+                (handles["Gaussian control"],) = axis.plot(
+                    step, row["alpha_control"], "x--", color="0.5", ms=5
+                )
         axis.axhline(2, color="0.4", linestyle=":")
-        axis.set_xscale("symlog", linthresh=10)
         axis.set(xlabel="step", title=label)
     axes[0].set_ylabel("tail index α (2: Gaussian)")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside right upper")
+    figure.legend(
+        handles.values(), handles.keys(), fontsize=8, frameon=False, loc="outside right upper"
+    )
     return figure
 
 

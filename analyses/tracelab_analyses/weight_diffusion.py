@@ -181,6 +181,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 
     layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
     figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
+    figure.set_label("Exponent of the power law, and which law fits better, by layer.")
     left, right = figure.subplots(1, 2, sharey=True)
     for index, (label, result) in enumerate(results.items()):
         good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
@@ -195,9 +196,9 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
         right.plot(good["delta_aic"].values, place, "o", ms=4, color=f"C{index}")
     left.set_yticks(range(len(layers)), layers, fontsize=8)
     left.invert_yaxis()
-    left.set(xlabel="exponent ν of t", title="Distance ~ t^ν")
+    left.set(xlabel="exponent ν of t", title="Distance ∝ $t^ν$")
     right.axvline(0, color="0.4", linestyle=":")
-    right.set(xlabel="ΔAIC (> 0: log t fits better)", title="log t against t^ν")
+    right.set(xlabel="ΔAIC (> 0: log t fits better)", title="log t against $t^ν$")
     right.set_xscale("symlog", linthresh=10)
     left.legend(fontsize=8, frameon=False)
     return figure

@@ -1,0 +1,248 @@
+"""One section of the page for each analysis that some trace has results of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from tracelab import registry
+from tracelab.contracts import Analysis, Reference
+from tracelab.report.numbers import Table, headline, status_counts, table, value_text
+from tracelab.report.style import Picture, picture, plain_text
+from tracelab.trace import Trace
+
+__all__ = ["Answer", "Provenance", "Section", "Variant", "sections"]
+
+_FAILURES_SHOWN = 10
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where one result comes from, as text."""
+
+    trace: str
+    analysis: str
+    version: str
+    seed: str
+    created: str
+    seconds: str
+    input_digest: str
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Results of one analysis by one set of parameters, side by side.
+
+    Parameters
+    ----------
+    title : str
+        The parameters that tell it from the analysis' other variants; empty if it is the only one.
+    anchor : str
+        Its identifier on the page.
+    parameters : str
+        All parameters.
+    findings : tuple of (str, str)
+        Trace label and plain sentence.
+    warnings : tuple of str
+        What traces share is said once.
+    picture : Picture or None
+        None if it could not be drawn; then `trouble` says why.
+    trouble : str
+        Why there is no figure.
+    statuses : Table
+        Cells by status, a row a trace.
+    failures : tuple of (str, tuple of str, int)
+        Trace label, first messages of cells that failed, and how many failed.
+    tables : tuple of (str, Table)
+        Trace label and numbers.
+    """
+
+    title: str
+    anchor: str
+    parameters: str
+    findings: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    picture: Picture | None
+    trouble: str
+    statuses: Table
+    failures: tuple[tuple[str, tuple[str, ...], int], ...]
+    tables: tuple[tuple[str, Table], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One line on top of the page: a question, and its first estimate by trace."""
+
+    question: str
+    detail: str
+    quantity: str
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Everything the page says of one analysis."""
+
+    name: str
+    summary: str
+    variants: tuple[Variant, ...]
+    references: tuple[Reference, ...]
+    answer: Answer
+    provenance: tuple[Provenance, ...]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Figures in the order of the page."""
+        return [variant.picture for variant in self.variants if variant.picture is not None]
+
+
+def sections(traces: Mapping[str, Trace]) -> list[Section]:
+    """Return a section for each analysis with results, in the order of their names.
+
+    Call it inside `style.styled`: it draws.
+    """
+    known = registry.analyses()
+    stored = sorted({name for trace in traces.values() for name in trace.results})
+    return [_section(name, known.get(name), traces) for name in stored]
+
+
+def _section(name: str, analysis: Analysis | None, traces: Mapping[str, Trace]) -> Section:
+    by_parameters: dict[str, dict[str, xr.Dataset]] = {}
+    for label, trace in traces.items():
+        if name in trace.results:
+            for described, result in trace.results.all(name).items():
+                by_parameters.setdefault(described, {})[label] = result.load()
+    groups = [by_parameters[key] for key in sorted(by_parameters)]
+    sets = [_parameters(results) for results in groups]
+    varying = _varying(sets)
+    variants = []
+    for index, (results, parameters) in enumerate(zip(groups, sets, strict=True), start=1):
+        stem = name if len(groups) == 1 else f"{name}-{index}"
+        title = value_text({key: parameters[key] for key in varying if key in parameters})
+        variants.append(_variant(stem, title, analysis, parameters, results))
+    chosen = _default(analysis, sets)
+    first = next(iter(groups[0].values()))
+    cited: Sequence[Reference] = (
+        analysis.references
+        if analysis
+        else [Reference(str(text)) for text in first.attrs.get("references", ())]
+    )
+    summary = analysis.summary if analysis else str(first.attrs.get("summary", ""))
+    return Section(
+        name,
+        summary,
+        tuple(variants),
+        tuple(cited),
+        _answer(summary or name, variants[chosen].title, groups[chosen]),
+        tuple(_provenance(name, key, r) for results in groups for key, r in results.items()),
+    )
+
+
+def _parameters(results: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    return dict(next(iter(results.values())).attrs.get("parameters", {}))
+
+
+def _varying(sets: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = dict.fromkeys(key for parameters in sets for key in parameters)
+    return [key for key in keys if len({value_text(p.get(key)) for p in sets}) > 1]
+
+
+def _default(analysis: Analysis | None, sets: Sequence[Mapping[str, Any]]) -> int:
+    """Return the position of the parameters closest to the defaults: what the top line tells."""
+    defaults = analysis.resolve({}) if analysis else {}
+
+    def changed(index: int) -> int:
+        return sum(value_text(sets[index].get(k)) != value_text(v) for k, v in defaults.items())
+
+    return min(range(len(sets)), key=changed)
+
+
+def _answer(summary: str, variant: str, results: Mapping[str, xr.Dataset]) -> Answer:
+    question, mark, detail = summary.partition("?")
+    found = {label: headline(result) for label, result in results.items()}
+    quantity = next(iter(found.values())).quantity
+    texts = tuple((label, line.text) for label, line in found.items())
+    where = f"{quantity}; {variant}" if variant else quantity
+    return Answer(question + mark, detail.strip(), where, texts)
+
+
+def _variant(
+    stem: str,
+    title: str,
+    analysis: Analysis | None,
+    parameters: Mapping[str, Any],
+    results: Mapping[str, xr.Dataset],
+) -> Variant:
+    drawn, trouble = _draw(stem, title, analysis, results)
+    warnings = dict.fromkeys(
+        str(text) for result in results.values() for text in result.attrs.get("warnings", ())
+    )
+    failures = []
+    for label, result in results.items():
+        messages = [str(message) for message in result.attrs.get("failures", ())]
+        if messages:
+            count = int(result.attrs.get("n_failures", len(messages)))
+            failures.append((label, tuple(messages[:_FAILURES_SHOWN]), count))
+    return Variant(
+        title=title,
+        anchor=f"analysis-{stem}",
+        parameters=value_text(parameters) or "none",
+        findings=tuple((key, str(r.attrs.get("finding", ""))) for key, r in results.items()),
+        warnings=tuple(warnings),
+        picture=drawn,
+        trouble=trouble,
+        statuses=_statuses(results),
+        failures=tuple(failures),
+        tables=tuple((label, table(result)) for label, result in results.items()),
+    )
+
+
+def _draw(
+    stem: str, title: str, analysis: Analysis | None, results: Mapping[str, xr.Dataset]
+) -> tuple[Picture | None, str]:
+    name = str(next(iter(results.values())).attrs.get("analysis", stem))
+    if analysis is None:
+        return None, f"No figure: the analysis {name!r} is not installed here."
+    shown = {plain_text(label): _drawable(result) for label, result in results.items()}
+    try:
+        figure = analysis.plot(shown)
+        caption = figure.get_label() or analysis.summary
+        return picture(figure, stem, f"{caption} ({title})" if title else str(caption)), ""
+    except Exception as error:
+        # A plugin's figure, perhaps of an older version's result, must not cost the whole page.
+        logger.warning("%s: the figure could not be drawn", name, exc_info=True)
+        return None, f"No figure: drawing it failed with {type(error).__name__}: {error}"
+
+
+def _drawable(result: xr.Dataset) -> xr.Dataset:
+    return result.assign_coords(layer=[plain_text(label) for label in result["layer"].values])
+
+
+def _statuses(results: Mapping[str, xr.Dataset]) -> Table:
+    counts = {label: status_counts(result) for label, result in results.items()}
+    names = list(dict.fromkeys(name for count in counts.values() for name in count))
+    rows = tuple(
+        (label, f"{sum(count.values()):,}", *(f"{count.get(name, 0):,}" for name in names))
+        for label, count in counts.items()
+    )
+    return Table(("trace", "cells", *names), rows)
+
+
+def _provenance(name: str, label: str, result: xr.Dataset) -> Provenance:
+    attrs = result.attrs
+    return Provenance(
+        trace=label,
+        analysis=name,
+        version=value_text(attrs.get("analysis_version", "")),
+        seed=str(attrs.get("seed", "")),
+        created=str(attrs.get("created", ""))[:19],
+        seconds=value_text(attrs.get("seconds", "")),
+        input_digest=str(attrs.get("input_digest", "")),
+        software=value_text(attrs.get("software", "")),
+    )
