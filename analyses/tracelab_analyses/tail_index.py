@@ -194,13 +194,15 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
         for name in (str(x) for x in result["layer"].values):
             row = result.sel(layer=name)
             row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
-            step, value = row["step"].values, row["alpha"].values
+            step, value, low, high = (
+                row[key].values for key in ("step", "alpha", "alpha_low", "alpha_high")
+            )
             whole = name == NETWORK
             if not whole and len(layers) > MAX_COLORED:
                 (handles["single layers"],) = axis.plot(step, value, color="0.75", lw=0.8, zorder=1)
                 continue
             handles[name] = axis.errorbar(
-                step, value, yerr=np.abs([value - row["alpha_low"], row["alpha_high"] - value]),
+                step, value, yerr=np.abs([value - low, high - value]),
                 fmt="o-", color="black" if whole else f"C{layers.index(name) % 10}",
                 ms=4 if whole else 3, lw=1.8 if whole else 1, elinewidth=1.2 if whole else 0.8,
                 capsize=2, zorder=3 if whole else 2,
