@@ -1,0 +1,6 @@
+"""One run's recording on disk: written by `create`, read by `open`."""
+
+from tracelab.trace.reader import Trace, open
+from tracelab.trace.writer import Writer, create
+
+__all__ = ["Trace", "Writer", "create", "open"]

@@ -1,0 +1,129 @@
+"""The Zarr v3 metadata documents of a trace, as the writer makes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tracelab.contracts import Variable
+from tracelab.errors import UsageError
+from tracelab.trace.layout import Layout
+from tracelab.trace.schema import array_attributes
+from tracelab.typing import JSONValue
+
+__all__ = ["array", "dump", "group", "plain", "root", "table"]
+
+Document = dict[str, Any]
+
+_BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC32C = {"name": "crc32c"}
+_FILL: Mapping[str, Any] = {"bool": False, "string": "", "float32": "NaN", "float64": "NaN"}
+
+
+def array(variable: Variable, row_shape: Sequence[int], layout: Layout) -> Document:
+    """Return the document of an array of rows, none of them committed yet."""
+    sharding = {
+        "chunk_shape": list(layout.chunk),
+        "codecs": [_bytes(variable.dtype), _CRC32C],
+        "index_codecs": [_BYTES, _CRC32C],
+        "index_location": "end",
+    }
+    codecs = [{"name": "sharding_indexed", "configuration": sharding}]
+    return _array(variable, [0, *row_shape], layout.shard, codecs)
+
+
+def table(variable: Variable, length: int, chunk: int) -> Document:
+    """Return the document of a table's array, which is written once."""
+    if variable.dtype == "string":
+        codecs: list[Document] = [{"name": "vlen-utf8", "configuration": {}}]
+    else:
+        blosc = {
+            "typesize": np.dtype(variable.dtype).itemsize,
+            "cname": "zstd",
+            "clevel": 5,
+            "shuffle": "bitshuffle",
+            "blocksize": 0,
+        }
+        codecs = [_bytes(variable.dtype), {"name": "blosc", "configuration": blosc}]
+    return _array(variable, [length], [chunk], [*codecs, _CRC32C])
+
+
+def _bytes(dtype: str) -> Document:
+    # A dtype of one byte has no byte order.
+    return _BYTES if np.dtype(dtype).itemsize > 1 else {"name": "bytes"}
+
+
+def _array(
+    variable: Variable, shape: Sequence[int], chunks: Sequence[int], codecs: Sequence[Document]
+) -> Document:
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(shape),
+        "data_type": variable.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": _FILL.get(variable.dtype, 0),
+        "codecs": list(codecs),
+        "attributes": array_attributes(variable),
+        "dimension_names": list(variable.dims),
+        "storage_transformers": [],
+    }
+
+
+def group(attributes: Mapping[str, JSONValue]) -> Document:
+    """Return the document of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": dict(attributes)}
+
+
+def root(attributes: Mapping[str, JSONValue], members: Mapping[str, Document]) -> Document:
+    """Return the root document: with the documents of all members in it, it is the commit."""
+    # Groups inside say that they are consolidated too: or readers would list the store for them.
+    inside = {
+        path: document | _consolidated({}) if document["node_type"] == "group" else document
+        for path, document in members.items()
+    }
+    return group(attributes) | _consolidated(inside)
+
+
+def _consolidated(members: Mapping[str, Document]) -> Document:
+    inline = {"kind": "inline", "must_understand": False, "metadata": members}
+    return {"consolidated_metadata": inline}
+
+
+def dump(document: Document) -> bytes:
+    """Return a document as the bytes of its ``zarr.json``."""
+    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+
+
+def plain(value: Any, name: str) -> Any:
+    """Return a user's value as JSON can say it; NaN and infinities become strings.
+
+    Raises
+    ------
+    UsageError
+        If it holds something else than texts, numbers, lists and mappings.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist(), name)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item, name) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise UsageError(
+        f"{name} holds a {type(value).__name__}, which JSON cannot store; "
+        "give texts, numbers, lists and mappings"
+    )

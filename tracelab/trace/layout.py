@@ -1,0 +1,117 @@
+"""How an array is cut into chunks and shards, from its dimensions and the size of a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["GROUP_BYTES", "Layout", "cut"]
+
+MIB = 2**20
+
+GROUP_BYTES = 64 * MIB
+"""What one group may keep in memory between commits; also the largest shard."""
+
+MAX_SHARD_ROWS = 65_536
+COORDINATES = 16_384
+CELL_BYTES = 4 * MIB
+SERIES_ELEMENTS = 65_536
+LONGEST_AXIS = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Chunk and shard of an array, step first; a shard is a whole number of chunks.
+
+    Parameters
+    ----------
+    chunk, shard : tuple of int
+        Shapes. A shard may reach beyond the array.
+    """
+
+    chunk: tuple[int, ...]
+    shard: tuple[int, ...]
+
+    @property
+    def chunks_per_shard(self) -> tuple[int, ...]:
+        """Number of chunks of a shard along each dimension."""
+        return tuple(whole // part for whole, part in zip(self.shard, self.chunk, strict=True))
+
+
+def cut(
+    dims: Sequence[str], row_shape: Sequence[int], dtype: str, *, share: int, largest: int
+) -> Layout:
+    """Return the layout of an array whose rows have a given shape.
+
+    A cell, one step of one layer, of an array with a sample dimension (``batch``) is one chunk:
+    analyses read cells. Vectors of coordinates are cut 16 steps by 16,384 coordinates, everything
+    else into many steps of few layers: analyses read these along steps.
+
+    Parameters
+    ----------
+    dims : sequence of str
+        Dimensions, ``step`` first.
+    row_shape : sequence of int
+        Shape of one row, without ``step``.
+    dtype : str
+        As stored.
+    share : int
+        Bytes of rows that may be held in memory until a shard is full.
+    largest : int
+        Bytes of the largest shard.
+
+    Returns
+    -------
+    Layout
+        Its shards hold as many rows as `share` allows, at least one, at most 65,536.
+    """
+    sizes = dict(zip(dims[1:], row_shape, strict=True))
+    itemsize = np.dtype(dtype).itemsize
+    rows, inner = _chunk(sizes, itemsize)
+    row_bytes = itemsize * math.prod(row_shape)
+    shard_rows = _power_of_two(min(max(1, share // row_bytes), MAX_SHARD_ROWS))
+    chunk = (min(rows, shard_rows), *inner)
+    counts = [-(-size // part) for size, part in zip(row_shape, inner, strict=True)]
+    chunk_bytes = itemsize * math.prod(chunk)
+    while (
+        counts
+        and max(counts) > 1
+        and shard_rows // chunk[0] * math.prod(counts) * chunk_bytes > largest
+    ):
+        widest = counts.index(max(counts))
+        counts[widest] = -(-counts[widest] // 2)
+    shard = (
+        shard_rows,
+        *(count * part for count, part in zip(counts, inner, strict=True)),
+    )
+    return Layout(chunk, shard)
+
+
+def _chunk(sizes: dict[str, int], itemsize: int) -> tuple[int, tuple[int, ...]]:
+    """Return the rows of a chunk and its shape within a row."""
+    extents = {dim: min(size, LONGEST_AXIS) for dim, size in sizes.items()}
+    samples = math.prod(
+        size for dim, size in extents.items() if dim not in ("layer", "direction", "coordinate")
+    )
+    if "coordinate" in sizes:
+        fitting = _power_of_two(max(1, CELL_BYTES // (itemsize * samples)))
+        extents["coordinate"] = min(sizes["coordinate"], COORDINATES, fitting)
+        return (16 if len(sizes) == 1 else 1), tuple(extents.values())
+    if "direction" in sizes and set(sizes) - {"layer", "direction"}:
+        return 1, tuple(
+            extents.values() if "layer" not in sizes else (extents | {"layer": 1}).values()
+        )
+    each = math.prod(size for dim, size in extents.items() if dim != "layer")
+    if "layer" in sizes:
+        extents["layer"] = min(sizes["layer"], max(1, 1024 // each))
+    elements = math.prod(extents.values())
+    rows = _power_of_two(max(1, SERIES_ELEMENTS // elements))
+    return min(rows, 256 if sizes else 1024), tuple(extents.values())
+
+
+def _power_of_two(number: int) -> int:
+    """Return the largest power of two that is not larger."""
+    return 1 << (number.bit_length() - 1)

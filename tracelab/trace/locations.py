@@ -1,0 +1,223 @@
+"""Where a trace lives: a folder, a ``.zip``, an open Zarr store, or a URL."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias, cast
+from urllib.parse import unquote, urlsplit
+
+from zarr.abc.store import Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
+
+from tracelab.errors import MissingExtraError, TraceError, UsageError
+from tracelab.trace.shards import Part
+
+__all__ = ["Location", "PathLike", "Sink", "resolve"]
+
+PathLike: TypeAlias = str | os.PathLike[str] | Store
+
+_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
+
+
+class Sink(Protocol):
+    """Where the writer puts objects, each atomically."""
+
+    def put(self, key: str, parts: Sequence[Part]) -> None:
+        """Store an object, replacing what was there in one instant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A place for a trace.
+
+    Parameters
+    ----------
+    name : str
+        What users call it, in messages and when it is opened again elsewhere.
+    store : zarr.abc.store.Store
+        What reads it.
+    folder : Path or None
+        Its folder, if it is one on a file system.
+    reopen : str or Store
+        What `resolve` takes to arrive here again, also in another process.
+    """
+
+    name: str
+    store: Store
+    folder: Path | None
+    reopen: str | Store
+
+    @property
+    def shareable(self) -> bool:
+        """Whether another process can open it."""
+        return not isinstance(self.store, MemoryStore)
+
+    def exists(self) -> bool:
+        """Return whether anything is there."""
+        if self.folder is not None:
+            return self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()))
+        return not sync(self.store.is_empty(""))
+
+    def read(self, key: str) -> bytes | None:
+        """Return an object's bytes, or None if it is not there."""
+        if self.folder is not None:
+            # A zarr store would create the folder it looks into.
+            try:
+                return (self.folder / key).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        found = sync(self.store.get(key, default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def has(self, key: str) -> bool:
+        """Return whether an object is there."""
+        if self.folder is not None:
+            return (self.folder / key).is_file()
+        return bool(sync(self.store.exists(key)))
+
+    def stored_bytes(self, prefix: str) -> int:
+        """Return the bytes of all objects below a group."""
+        if self.folder is None:
+            return int(sync(self.store.getsize_prefix(prefix)))
+        return sum(
+            os.path.getsize(os.path.join(parent, name))
+            for parent, _, names in os.walk(self.folder / prefix)
+            for name in names
+        )
+
+    def clear(self) -> None:
+        """Remove everything, the root document first: a half-removed trace is no trace."""
+        if self.folder is None:
+            sync(self.store.delete("zarr.json"))
+            sync(self.store.clear())
+            return
+        (self.folder / "zarr.json").unlink()
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def sink(self) -> Sink:
+        """Return what the writer stores through.
+
+        Raises
+        ------
+        UsageError
+            If the location is read-only.
+        """
+        if self.store.read_only:
+            raise UsageError(
+                f"{self.name} is read-only, so no trace can be recorded there; give a folder"
+            )
+        return _Folder(self.folder) if self.folder is not None else _Objects(self.store)
+
+
+class _Folder:
+    """Objects as files: written beside their place, flushed to the disk, renamed into it.
+
+    Not through zarr-python: its thread pool is gone when the interpreter exits, and it does not
+    survive a fork.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def put(self, key: str, parts: Sequence[Part]) -> None:
+        path = self._root / key
+        unfinished = path.with_name(f"{path.name}.partial")
+        try:
+            try:
+                file = unfinished.open("wb")
+            except FileNotFoundError:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                file = unfinished.open("wb")
+            with file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                # Renamed before its bytes are on disk, a file can be empty after a power cut.
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+
+
+class _Objects:
+    """Objects of a Zarr store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def put(self, key: str, parts: Sequence[Part]) -> None:
+        content = default_buffer_prototype().buffer.from_bytes(b"".join(parts))
+        sync(self._store.set(key, content))
+
+
+def resolve(path: PathLike) -> Location:
+    """Return the location a path, URL or Zarr store names; a folder need not be there yet.
+
+    Raises
+    ------
+    UsageError
+        If it is none of these, or a ``.zip`` that is not there.
+    TraceError
+        If a ``.zip`` cannot be read as one.
+    MissingExtraError
+        If reading the URL needs a package that is not installed.
+    """
+    if isinstance(path, LocalStore):
+        return Location(str(path.root), path, path.root, path)
+    if isinstance(path, Store):
+        # As zarr-python does with a store it is handed: a ZipStore starts closed.
+        sync(path._ensure_open())
+        return Location(str(path), path, None, path)
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"a trace is named by a path, a URL or a Zarr store, got {type(path).__name__}"
+        )
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text:
+        raise UsageError(f"a trace is named by a path, a URL or a Zarr store, got {text!r}")
+    if "://" in text:
+        parts = urlsplit(text)
+        if parts.scheme != "file":
+            return Location(text, _remote(text, parts.scheme), None, text)
+        text = unquote(parts.path)
+    folder = Path(text).expanduser().resolve()
+    if folder.suffix == ".zip" and not folder.is_dir():
+        return Location(text, _archive(folder), None, str(folder))
+    return Location(text, LocalStore(folder), folder, str(folder))
+
+
+def _archive(path: Path) -> Store:
+    if not path.exists():
+        raise UsageError(
+            f"there is no file {path}; a .zip can be read only, record to a folder and zip it"
+        )
+    try:
+        return sync(ZipStore.open(path, mode="r"))
+    except (zipfile.BadZipFile, OSError) as error:
+        raise TraceError(f"{path} cannot be read as a zip file: {error}") from None
+
+
+def _remote(url: str, scheme: str) -> Store:
+    try:
+        return cast("Store", FsspecStore.from_url(url, read_only=False))
+    except ImportError as error:
+        package, extra = _EXTRAS.get(scheme, (None, None))
+        if package is None or extra is None:
+            raise UsageError(
+                f"reading {url!r} needs a package that is not installed: {error}"
+            ) from None
+        raise MissingExtraError(package, extra, f"reading {url!r}") from None
+    except ValueError as error:
+        raise UsageError(f"no trace can be opened at {url!r}: {error}") from None

@@ -1,0 +1,296 @@
+"""open(): a trace, lazily, as xarray datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import xarray as xr
+from zarr.storage import LocalStore
+
+from tracelab import noise
+from tracelab.errors import NotRecordedError, UsageError
+from tracelab.trace import render, selection
+from tracelab.trace.datasets import dataset
+from tracelab.trace.locations import Location, PathLike, resolve
+from tracelab.trace.results import Results
+from tracelab.trace.snapshot import Snapshot, take
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store
+
+__all__ = ["Groups", "Trace", "open"]
+
+
+class Groups(Mapping[str, xr.Dataset]):
+    """Groups of a trace by name; a dataset is made when first asked for.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The groups there are.
+    load : callable
+        Makes the dataset of one.
+    state : str
+        State of the trace, for messages.
+    """
+
+    def __init__(self, names: tuple[str, ...], load: Callable[[str], xr.Dataset]) -> None:
+        self._names = names
+        self._load = load
+        self._loaded: dict[str, xr.Dataset] = {}
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        if name not in self._names:
+            raise _NoGroupError(
+                f"this trace has no group {name!r}; {selection.close(name, self._names)}"
+            )
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        return self._loaded[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __repr__(self) -> str:
+        return f"<tracelab.Groups: {', '.join(self._names) or 'none yet'}>"
+
+
+class _NoGroupError(NotRecordedError, AttributeError):
+    """A group that is not there, also where it is asked for as an attribute."""
+
+
+class Trace:
+    """Everything recorded from one run; made by `open`.
+
+    Groups are attributes (``trace.gradients``) and items of `groups`: datasets whose arrays are
+    read when computed. What is shown is one commit; `refresh` moves on to the last one of a trace
+    that is still being recorded. A trace pickles by its location.
+
+    Parameters
+    ----------
+    location : Location
+        Where it is.
+
+    Attributes
+    ----------
+    location : str
+        Where it is, as given to `open`.
+    store : zarr.abc.store.Store
+        What reads it.
+    shareable : bool
+        Whether another process can open it.
+    groups : Mapping of str to xarray.Dataset
+        What was recorded.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self._location = location
+        self.location = location.name
+        self.store: Store = location.store
+        self.shareable = location.shareable
+        self.refresh()
+
+    def refresh(self) -> Self:
+        """Look at the last commit from now on.
+
+        Raises
+        ------
+        TraceError
+            If the trace has become unreadable.
+        """
+        self._snapshot: Snapshot = take(self._location)
+        names = tuple(name for name in self._snapshot.groups if name != "layers")
+        self.groups = Groups(names, self._dataset)
+        self._layers: xr.Dataset | None = None
+        return self
+
+    def _dataset(self, name: str) -> xr.Dataset:
+        return dataset(self._location, self.run, self._snapshot.groups[name])
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the trace: format, run, state, metadata, model, optimizer, software."""
+        return dict(self._snapshot.attrs)
+
+    @property
+    def run(self) -> str:
+        """Identifier of the run."""
+        run: str = self._snapshot.attrs["run"]
+        return run
+
+    @property
+    def state(self) -> str:
+        """``"recording"``, ``"complete"`` or ``"incomplete"``."""
+        state: str = self._snapshot.attrs["state"]
+        return state
+
+    @property
+    def layers(self) -> xr.Dataset:
+        """The layer table: kind, shape, numel, offset by layer."""
+        if self._layers is None:
+            self._layers = self._dataset("layers").load()
+        return self._layers
+
+    @property
+    def steps(self) -> xr.Dataset:
+        """The group ``steps``: scalars by step."""
+        return self.groups["steps"]
+
+    @property
+    def results(self) -> Results:
+        """What analyses computed, by analysis."""
+        return Results(self.store)
+
+    def noise(
+        self,
+        step: Any = None,
+        layer: str | None = None,
+        mode: str = "batches",
+        batch_size: int | None = None,
+        sketch: str | None = None,
+        group: str = "noise",
+    ) -> xr.DataArray:
+        """Return gradient noise, arranged as the mode treats it; see `tracelab.noise.samples`.
+
+        Parameters
+        ----------
+        step : int, list or slice, optional
+            Steps, by label; a slice includes both ends.
+        layer : str, optional
+            A layer, or ``"network"``. Default: the series of all layers side by side.
+        mode : {"batches", "pooled", "standardized"}
+            What is one sample.
+        batch_size : int, optional
+            Synthetic batch size, a multiple of the recorded one.
+        sketch : {"sampled", "projected", "full"}, optional
+            Default: what shows most.
+        group : str
+            The group to read.
+
+        Returns
+        -------
+        xarray.DataArray
+            Lazy; unit ``loss/weight`` (``1`` if standardized).
+
+        Raises
+        ------
+        NotRecordedError
+            A group, step, layer or sketch that the trace does not hold.
+        UsageError
+            Unknown mode or sketch, or a batch size that cannot be synthesised.
+        """
+        return noise.samples(
+            self.groups[group],
+            self.layers,
+            step=step,
+            layer=layer,
+            mode=mode,
+            batch_size=batch_size,
+            sketch=sketch,
+        )
+
+    def select(self, group: str, *, step: Any = None, layer: Any = None) -> xr.Dataset:
+        """Return some steps and layers of a group.
+
+        Parameters
+        ----------
+        group : str
+            Name of the group.
+        step : int, sequence of int or slice, optional
+            Steps, by label; a slice includes both ends. An integer drops the dimension.
+        layer : str or sequence of str, optional
+            A name, a regular expression that whole names match, or a list of names. A single name
+            drops the dimension ``layer``. Coordinates are those of the chosen layers.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy.
+
+        Raises
+        ------
+        NotRecordedError
+            If the group, a step or a layer is not there: the message says whether it was not
+            recorded, not at this step, or not yet.
+        """
+        chosen = selection.steps(self.groups[group], group, step, self.state)
+        return selection.layers(chosen, self.layers, group, layer)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is in the trace, as JSON can hold it."""
+        return render.summary(self._location, self._snapshot, self.groups, self.layers)
+
+    def close(self) -> None:
+        """Release what the store holds open; lazy datasets cannot be read any more."""
+        if not isinstance(self.store, LocalStore):
+            self.store.close()
+
+    def __getattr__(self, name: str) -> xr.Dataset:
+        # Called for what is not an attribute; unpickling asks before there is anything.
+        if name.startswith("_") or "groups" not in self.__dict__:
+            raise AttributeError(name)
+        return self.groups[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self.groups]
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        return open, (self._location.reopen,)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return render.text(self._location.name, self._snapshot)
+
+    def _repr_html_(self) -> str:
+        return render.html(self._location.name, self._snapshot)
+
+
+def open(path: PathLike | Trace) -> Trace:
+    """Open a trace; nothing but its metadata is read.
+
+    Parameters
+    ----------
+    path : str, path, zarr Store or Trace
+        A folder, a ``.zip`` of one, a URL such as ``s3://bucket/run.zarr``, an open Zarr store, or
+        a trace, which is opened anew.
+
+    Returns
+    -------
+    Trace
+
+    Raises
+    ------
+    UsageError
+        If there is nothing at `path`.
+    TraceError
+        If what is there is no trace, is damaged, or has another format version.
+    MissingExtraError
+        If reading a URL needs a package that is not installed.
+    """
+    if isinstance(path, Trace):
+        return Trace(resolve(path._location.reopen))
+    location = resolve(path)
+    if not location.exists():
+        raise UsageError(
+            f"there is no trace at {location.name}; record one with tracelab.attach or "
+            "tracelab.create"
+        )
+    return Trace(location)

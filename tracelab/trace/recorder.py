@@ -1,0 +1,255 @@
+"""The background thread of a writer: a bounded queue in, commits out."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+from tracelab.errors import TraceError, UsageError
+from tracelab.trace import documents
+from tracelab.trace.commit import Documents, GroupStore
+from tracelab.trace.layout import GROUP_BYTES
+from tracelab.trace.locations import Sink
+from tracelab.trace.rows import GroupRules, Row
+
+__all__ = ["Recorder"]
+
+# The thread sleeps until this much is handed over: waking it for every row would make training
+# wait for the interpreter lock.
+_WAKE_BYTES = 8 * 2**20
+_WAKE_ROWS = 256
+
+
+class Recorder:
+    """Takes rows from the training thread and commits them.
+
+    Parameters
+    ----------
+    name : str
+        Location, for messages.
+    sink : Sink
+        Where objects go.
+    attributes : dict
+        Root attributes; changed through `update` only.
+    members : dict
+        Documents that are stored already.
+    queue_bytes : int
+        Rows pending beyond which `put` blocks.
+    flush_seconds : float
+        How long a row waits for its commit at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sink: Sink,
+        attributes: dict[str, Any],
+        members: Documents,
+        queue_bytes: int,
+        flush_seconds: float,
+    ) -> None:
+        self._name = name
+        self._sink = sink
+        self._attributes = attributes
+        self._queue_bytes = queue_bytes
+        self._flush_seconds = flush_seconds
+        self._memory = min(GROUP_BYTES, max(queue_bytes // 4, 2**16))
+        self._groups: dict[str, GroupStore] = {}
+        self._members = members
+        self._changed = threading.Condition()
+        # Everything below is guarded by the condition's lock.
+        self._queue: deque[Row | GroupRules] = deque()
+        self._pending = 0
+        self._accepted: Counter[str] = Counter()
+        self._committed: Counter[str] = Counter()
+        self._commit_at: float | None = None
+        self._asked = 0
+        self._answered = 0
+        self._closing = False
+        self._failure: Exception | None = None
+        self._commit_root(attributes, members)
+        self._thread = threading.Thread(target=self._run, name=f"tracelab {name}", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------- from the training thread
+
+    def put(self, row: Row) -> None:
+        """Hand a row over; blocks while as much as the queue may hold is pending."""
+        with self._changed:
+            self._raise_failure()
+            while self._pending and self._pending + row.nbytes > self._queue_bytes:
+                self._changed.wait()
+                self._raise_failure()
+                if self._closing:
+                    raise UsageError(f"the writer of {self._name} is closed")
+            self._enqueue(row)
+            self._pending += row.nbytes
+            self._accepted[row.group] += 1
+
+    def declare(self, rules: GroupRules) -> None:
+        """Hand over a group's declaration, before its rows."""
+        with self._changed:
+            self._raise_failure()
+            self._enqueue(rules)
+
+    def update(self, attributes: Mapping[str, Any]) -> None:
+        """Change root attributes; they are stored with the next commit."""
+        with self._changed:
+            self._attributes = {**self._attributes, **attributes}
+            self._schedule()
+
+    def _enqueue(self, item: Row | GroupRules) -> None:
+        self._queue.append(item)
+        self._schedule()
+        if self._full():
+            self._changed.notify_all()
+
+    def _schedule(self) -> None:
+        if self._commit_at is None:
+            self._commit_at = time.monotonic() + self._flush_seconds
+            self._changed.notify_all()
+
+    def _full(self) -> bool:
+        return (
+            self._pending >= min(_WAKE_BYTES, self._queue_bytes // 2)
+            or len(self._queue) >= _WAKE_ROWS
+        )
+
+    def flush(self) -> None:
+        """Return once everything handed over so far is committed.
+
+        Raises
+        ------
+        TraceError
+            If it could not be.
+        """
+        with self._changed:
+            self._asked += 1
+            mine = self._asked
+            self._changed.notify_all()
+            while self._answered < mine and self._failure is None and not self._closing:
+                self._changed.wait()
+            self._raise_failure()
+
+    def stop(self) -> None:
+        """End the thread, without another commit."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @property
+    def failed(self) -> bool:
+        """Whether recording stopped because of an error."""
+        return self._failure is not None
+
+    def _raise_failure(self) -> None:
+        if self._failure is None:
+            return
+        lost = self._accepted - self._committed
+        by_group = ", ".join(f"{count} of {group!r}" for group, count in sorted(lost.items()))
+        remedy = (
+            "make room or choose another location, then record again"
+            if isinstance(self._failure, OSError)
+            else "please report this to tracelab's developers"
+        )
+        raise TraceError(
+            f"recording to {self._name} stopped: {type(self._failure).__name__}: {self._failure}; "
+            f"rows handed over and lost: {by_group or 'none'}; what was committed before can be "
+            f"read; {remedy}"
+        ) from self._failure
+
+    # ---------------------------------------------------------------------------- in the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due():
+                    wait = None
+                    if self._commit_at is not None:
+                        wait = min(self._commit_at - time.monotonic(), threading.TIMEOUT_MAX)
+                    self._changed.wait(wait)
+                if self._closing:
+                    return
+                items = list(self._queue)
+                self._queue.clear()
+                asked = self._asked
+                commit = asked > self._answered or self._overdue()
+                attributes = self._attributes
+            try:
+                self._absorb(items)
+                items.clear()
+                if commit:
+                    self._commit(attributes)
+            except Exception as error:
+                self._fail(error)
+                return
+            with self._changed:
+                if commit:
+                    self._answered = asked
+                    self._changed.notify_all()
+
+    def _due(self) -> bool:
+        return self._closing or self._asked > self._answered or self._full() or self._overdue()
+
+    def _overdue(self) -> bool:
+        return self._commit_at is not None and time.monotonic() >= self._commit_at
+
+    def _absorb(self, items: list[Row | GroupRules]) -> None:
+        """Move rows into shards, a run of rows of one group at a time."""
+        rows: dict[str, list[Row]] = {}
+        size = 0
+        for item in items:
+            if isinstance(item, GroupRules):
+                self._groups[item.name] = GroupStore(item, self._sink, self._memory)
+                continue
+            rows.setdefault(item.group, []).append(item)
+            size += item.nbytes
+            if size >= _WAKE_BYTES:
+                self._extend(rows, size)
+                size = 0
+        self._extend(rows, size)
+
+    def _extend(self, rows: dict[str, list[Row]], size: int) -> None:
+        for name, part in rows.items():
+            self._groups[name].extend(part)
+        rows.clear()
+        with self._changed:
+            self._pending -= size
+            self._changed.notify_all()
+
+    def _commit(self, attributes: Mapping[str, Any]) -> None:
+        with self._changed:
+            # Rows that arrive from here on wait for the next commit.
+            self._commit_at = None
+            if self._queue or self._attributes is not attributes:
+                self._schedule()
+        members = dict(self._members)
+        for group in self._groups.values():
+            members |= group.store()
+        self._commit_root(attributes, members)
+        self._members = members
+        with self._changed:
+            self._committed = Counter({name: group.rows for name, group in self._groups.items()})
+
+    def _commit_root(self, attributes: Mapping[str, Any], members: Documents) -> None:
+        document = documents.root(attributes, members)
+        self._sink.put("zarr.json", [documents.dump(document)])
+
+    def _fail(self, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        reasons = [*self._attributes["incomplete_reasons"], reason]
+        attributes = {**self._attributes, "state": "incomplete", "incomplete_reasons": reasons}
+        # On a full disk this fails too; the trace then says "recording" for ever.
+        with contextlib.suppress(Exception):
+            self._commit_root(attributes, self._members)
+        with self._changed:
+            self._failure = error
+            self._queue.clear()
+            self._groups = {}
+            self._pending = 0
+            self._changed.notify_all()

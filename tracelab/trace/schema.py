@@ -1,0 +1,232 @@
+"""The one declaration of what a trace holds: group kinds, their variables, their tables.
+
+The writer checks rows against it, the reader checks stores against it, and ``docs/format.md``
+describes it. Every variable here has ``step`` as its first dimension; a table has no step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tracelab.contracts import Variable
+from tracelab.typing import Array
+
+__all__ = [
+    "COORDINATE_TABLES",
+    "DTYPES",
+    "FORMAT",
+    "FORMAT_VERSION",
+    "KINDS",
+    "LAYER",
+    "LAYER_TABLE",
+    "NAME",
+    "RESERVED_GROUPS",
+    "STEP",
+    "Kind",
+    "array_attributes",
+    "fill_value",
+]
+
+FORMAT = "tracelab"
+FORMAT_VERSION = 1
+
+NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,128}")
+"""What a group or an array may be called: one plain path segment, on every file system."""
+
+RESERVED_GROUPS = ("layers", "results")
+"""Groups that are not for rows: the layer table, and what analyses computed."""
+
+DTYPES = frozenset(
+    {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+    | {"float32", "float64", "string"}
+)
+"""Every dtype a trace may hold; nothing in it needs more than reading bytes."""
+
+STEP = Variable(
+    "step", ("step",), "step", "int64", "number of completed optimizer steps before this row"
+)
+LAYER = Variable("layer", ("layer",), "1", "string", "name of the trainable parameter tensor")
+
+LAYER_TABLE = (
+    LAYER,
+    Variable("kind", ("layer",), "1", "string", "class of the module that owns the layer"),
+    Variable("shape", ("layer",), "1", "string", "shape of the layer, a JSON list"),
+    Variable("numel", ("layer",), "1", "int64", "number of weights of the layer"),
+    Variable("offset", ("layer",), "1", "int64", "index of its first weight among all weights"),
+)
+
+COORDINATE_TABLES = (
+    Variable(
+        "coordinate_layer",
+        ("coordinate",),
+        "1",
+        "int32",
+        "position of the coordinate's layer along this group's layer dimension",
+    ),
+    Variable(
+        "coordinate_index",
+        ("coordinate",),
+        "1",
+        "int64",
+        "row-major flat index of the coordinate inside its layer",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a group of some kind can record.
+
+    Parameters
+    ----------
+    name : str
+        The kind; also the default name of its group.
+    variables : tuple of Variable
+        Its arrays.
+    open_ended : bool
+        Whether a name that is not declared is taken as a scalar of the user's.
+    """
+
+    name: str
+    variables: tuple[Variable, ...]
+    open_ended: bool = False
+
+    def __getitem__(self, name: str) -> Variable:
+        return {variable.name: variable for variable in self.variables}[name]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the declared variables."""
+        return tuple(variable.name for variable in self.variables)
+
+
+_PROJECTED = ("layer", "direction")
+_COORDINATES = ("coordinate",)
+
+
+def _steps() -> Kind:
+    dims = ("step",)
+    return Kind(
+        "steps",
+        (
+            Variable("loss", dims, "loss", "float64", "training loss of the step"),
+            Variable(
+                "learning_rate", dims, "weight^2/loss", "float64", "learning rate of the step"
+            ),
+            Variable("batch_size", dims, "1", "float64", "examples in the step's batch"),
+            Variable("micro_batches", dims, "1", "float64", "backward passes accumulated"),
+            Variable("applied", dims, "1", "bool", "whether the optimizer moved the weights"),
+            Variable("wall_time", dims, "s", "float64", "seconds since recording started"),
+        ),
+        open_ended=True,
+    )
+
+
+def _statistics() -> Kind:
+    dims = ("step", "layer")
+    variables = []
+    for quantity, units in (
+        ("gradient", "loss/weight"),
+        ("weight", "weight"),
+        ("update", "weight"),
+    ):
+        power = f"({units})^{{}}" if "/" in units else f"{units}^{{}}"
+        variables += [
+            Variable(f"{quantity}_{name}", dims, unit, dtype, f"{text} of the {quantity}")
+            for name, unit, dtype, text in (
+                ("norm", units, "float32", "Euclidean norm"),
+                ("mean", units, "float32", "mean over coordinates"),
+                ("moment2", power.format(2), "float32", "second raw moment over coordinates"),
+                ("moment3", power.format(3), "float32", "third raw moment over coordinates"),
+                ("moment4", power.format(4), "float32", "fourth raw moment over coordinates"),
+                ("abs_max", units, "float32", "largest absolute coordinate"),
+                ("log_abs_mean", "1", "float32", "mean of ln|x| over nonzero finite coordinates"),
+                (
+                    "log_abs_var",
+                    "1",
+                    "float32",
+                    "variance of ln|x| over nonzero finite coordinates",
+                ),
+                ("zeros", "1", "float64", "number of zero coordinates"),
+                ("nonfinite", "1", "float64", "number of NaN or infinite coordinates"),
+            )
+        ]
+    variables.append(
+        Variable("distance", dims, "weight", "float32", "||w_t - w_0||, distance from the start")
+    )
+    return Kind("statistics", tuple(variables))
+
+
+def _sketches(units: str, text: str, inner: tuple[str, ...] = ()) -> tuple[Variable, ...]:
+    step = ("step", *inner)
+    return (
+        Variable("projected", step + _PROJECTED, units, "float32", f"seeded projection of {text}"),
+        Variable("sampled", step + _COORDINATES, units, "float32", f"coordinates of {text}"),
+        Variable("full", step + _COORDINATES, units, "float32", f"all coordinates of {text}"),
+    )
+
+
+def _noise() -> Kind:
+    gradient, square = "loss/weight", "(loss/weight)^2"
+    by_batch = ("step", "batch", "layer")
+    mean = tuple(
+        Variable(f"mean_{v.name}", v.dims, v.units, v.dtype, v.description)
+        for v in _sketches(gradient, "the full-data gradient at the same weights")
+    )
+    return Kind(
+        "noise",
+        (
+            *_sketches(gradient, "minibatch gradients at frozen weights, not centred", ("batch",)),
+            *mean,
+            Variable("squared_norm", by_batch, square, "float64", "||g_b||^2, exact"),
+            Variable("squared_deviation", by_batch, square, "float64", "||g_b - g||^2, exact"),
+            Variable(
+                "mean_squared_norm",
+                ("step", "layer"),
+                square,
+                "float64",
+                "||g||^2 of the full-data gradient, exact",
+            ),
+            Variable("loss", ("step", "batch"), "loss", "float64", "loss of the minibatch"),
+            Variable("mean_loss", ("step",), "loss", "float64", "full-data loss"),
+        ),
+    )
+
+
+def _weights() -> Kind:
+    dims = ("step", "layer")
+    return Kind(
+        "weights",
+        (
+            *_sketches("weight", "the weights"),
+            Variable("norm", dims, "weight", "float64", "||w_t||, exact"),
+            Variable("distance", dims, "weight", "float64", "||w_t - w_0||, exact"),
+        ),
+    )
+
+
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        _steps(),
+        _statistics(),
+        Kind("gradients", _sketches("loss/weight", "the gradient the optimizer used")),
+        _noise(),
+        _weights(),
+    )
+}
+
+
+def fill_value(dtype: str) -> Array | None:
+    """Return what stands for an array missing from a row, or None if the dtype has nothing."""
+    if dtype.startswith("float"):
+        return np.asarray(np.nan, dtype=dtype)
+    return np.asarray(False) if dtype == "bool" else None
+
+
+def array_attributes(variable: Variable) -> dict[str, str]:
+    """Return the attributes of a stored array: unit and description."""
+    return {"units": variable.units, "long_name": variable.description}
