@@ -1,0 +1,213 @@
+"""One cell of ``fit_common``: preparation, the climb, the cluster-robust interval."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
+from tracelab.stats._stable_density import ALPHA_MIN, Float64, collapse, new_law
+from tracelab.stats._stable_fit import MIN_SAMPLES, mask_atoms, quantile, start_alpha
+from tracelab.stats._stable_panel import climb_panel, cluster_scores, observed_information
+
+__all__ = ["fit_cell", "prepare"]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def prepare(ordered: Float64, x: Float64, counts: Float64, centre: Float64, spread: Float64) -> int:
+    """Standardise groups by median and interquartile range; return how many can be fitted.
+
+    `ordered` (group, values) holds the sorted values of `x` (group, values). Atoms become NaN in
+    `x`, and move behind ``counts[g]`` in `ordered`; groups that cannot be fitted get count 0.
+    """
+    used = 0
+    for g in range(ordered.shape[0]):
+        row = ordered[g]
+        before = row.copy()
+        n = mask_atoms(row)
+        if n < before.size:
+            # Both sorted: a value missing from the kept ones is an atom.
+            for i in range(x.shape[1]):
+                at = np.searchsorted(row[:n], x[g, i])
+                if at == n or row[at] != x[g, i]:
+                    x[g, i] = np.nan
+        counts[g] = 0.0
+        if n < MIN_SAMPLES:
+            continue
+        centre[g] = quantile(row, n, 0.5)
+        spread[g] = quantile(row, n, 0.75) - quantile(row, n, 0.25)
+        if not spread[g] > 0.0:
+            continue
+        counts[g] = n
+        used += 1
+        for i in range(n):
+            row[i] = (row[i] - centre[g]) / spread[g]
+        for i in range(x.shape[1]):
+            x[g, i] = (x[g, i] - centre[g]) / spread[g]
+    return used
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _start(ordered: Float64, counts: Float64, quantiles: Float64) -> tuple[float, float]:
+    """Return the median over groups of McCulloch's alpha, and the q75 of that law."""
+    ratios = np.empty(ordered.shape[0])
+    for g in range(ordered.shape[0]):
+        n = int(counts[g])
+        ratios[g] = quantile(ordered[g], n, 0.95) - quantile(ordered[g], n, 0.05)
+    return start_alpha(quantiles, math.log(np.median(ratios)))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _robust(clusters: Float64, shrink: float) -> float:
+    """Return the estimated variance of the sum of independent clusters."""
+    k = clusters.size
+    mean = clusters.mean()
+    square = 0.0
+    for value in clusters:
+        square += (value - mean) ** 2
+    return square * k / (k - 1.0) * shrink
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _score_endpoint(
+    x: Float64,
+    panels: Float64,
+    coefficients: Float64,
+    information: Float64,
+    law: Float64,
+    counts: Float64,
+    at: tuple[float, float],
+    scale: Float64,
+    loc: Float64,
+    target: float,
+    shrink: float,
+    direction: int,
+) -> float:
+    """Return the alpha at which the studentised efficient score reaches `target`.
+
+    From ``at = (v, first step)`` outward in `direction` of alpha. The variance is the larger of
+    the clusters' and the expected one: where rare outliers carry the information, a sample
+    without any looks too certain. Series parameters follow along by one scoring step a trial.
+    """
+    groups = scale.size
+    scale, loc = scale.copy(), loc.copy()
+    total = counts.sum()
+    clusters = np.empty(x.shape[1])
+    sums = np.zeros((3, groups))
+    projection = np.zeros((2, groups))
+    v = at[0]
+    alpha = 2.0 - math.exp(v)
+    inner, inner_ratio = alpha, 0.0
+    outer = outer_ratio = np.nan
+    step = at[1]
+    trial = alpha + direction * step
+    for _ in range(40):
+        trial = min(max(trial, ALPHA_MIN), 2.0 - 1e-9)
+        new_v = math.log(2.0 - trial)
+        vv, vu, uu, ll = fisher(information, 0.5 * (v + new_v))
+        for g in range(groups):
+            change = sums[1, g] / (uu * counts[g]) - vu / uu * (new_v - v)
+            loc[g] += scale[g] * min(max(sums[2, g] / (ll * counts[g]), -0.5), 0.5)
+            scale[g] *= math.exp(min(max(change, -1.0), 1.0))
+        v = new_v
+        vv, vu, uu, ll = fisher(information, v)
+        projection[0] = vu / uu
+        x0 = collapse(panels, coefficients, trial, 1, law)
+        cluster_scores(x, law, x0, trial, scale, loc, projection, clusters, sums)
+        naive = total * (vv - vu * vu / uu)
+        deviation = math.sqrt(max(_robust(clusters, shrink), naive))
+        # Below the estimate the likelihood rises with alpha, that is falls with v.
+        ratio = clusters.sum() / deviation * direction / target
+        if abs(ratio - 1.0) < 3e-3 or abs(step) < 1e-10:
+            return trial
+        if ratio < 1.0:
+            inner, inner_ratio = trial, ratio
+            if direction > 0 and (2.0 - trial) * total < 0.05:
+                return 2.0
+            if direction < 0 and trial <= ALPHA_MIN:
+                return ALPHA_MIN
+        else:
+            outer, outer_ratio = trial, ratio
+        if math.isnan(outer):
+            step = 2.0 * step if direction < 0 else 0.6 * (2.0 - inner)
+            trial = inner + direction * step
+        else:
+            w = (1.0 - inner_ratio) / (outer_ratio - inner_ratio)
+            trial = inner + min(max(w, 0.05), 0.95) * (outer - inner)
+            step = outer - inner
+    return trial
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def fit_cell(
+    ordered: Float64,
+    x: Float64,
+    counts: Float64,
+    panels: Float64,
+    coefficients: Float64,
+    information: Float64,
+    quantiles: Float64,
+    target: float,
+    shrink: float,
+    scale: Float64,
+    loc: Float64,
+    out: Float64,
+) -> None:
+    """Fit one cell of standardised groups; all of `counts` are positive.
+
+    `ordered` is (group, values), `x` is (series, batch). Writes scale and loc by group, and to
+    `out`: alpha, its standard error, low, high, log-likelihood and the Gaussian one (both of the
+    standardised values), iterations, converged.
+    """
+    law = new_law()
+    groups = ordered.shape[0]
+    total = counts.sum()
+    g_scale, g_loc = np.empty(groups), np.empty(groups)
+    g_loglik = 0.0
+    for g in range(groups):
+        g_scale[g], g_loc[g], part = gaussian(ordered[g, : int(counts[g])])
+        g_loglik += part
+    start, q75 = _start(ordered, counts, quantiles)
+    v = math.log(2.0 - start)
+    scale[:], loc[:] = 0.5 / q75, 0.0
+    if groups == 1:
+        row = ordered[0, : int(counts[0])]
+        v, scale[0], loc[0], loglik, _, iterations, converged = climb(
+            row, panels, coefficients, information, law, (v, scale[0], loc[0]), True, g_loglik, 1e-9
+        )
+    else:
+        v, loglik, iterations, converged = climb_panel(
+            ordered, counts, panels, coefficients, information, law, v, scale, loc, g_loglik
+        )
+    alpha = 2.0 - math.exp(v)
+    if loglik <= g_loglik + 1e-9:
+        alpha, v, loglik, converged = 2.0, V_MIN, g_loglik, True
+        scale[:], loc[:] = g_scale, g_loc
+        se, low, high = 0.0, 2.0, np.inf
+    else:
+        expected = fisher(information, v)
+        projection = np.zeros((2, groups))
+        x0 = collapse(panels, coefficients, alpha, 2, law)
+        curvature = observed_information(x, law, x0, alpha, scale, loc, expected, projection)
+        clusters, sums = np.empty(x.shape[1]), np.empty((3, groups))
+        cluster_scores(x, law, x0, alpha, scale, loc, projection, clusters, sums)
+        se = (2.0 - alpha) * math.sqrt(_robust(clusters, shrink)) / curvature
+        low, high = alpha - target * se, alpha + target * se
+    if high > 2.0 - 2.0 * target * se or low < ALPHA_MIN + target * se:
+        first = target * se if alpha < 2.0 else min(0.2, 30.0 / total)
+        low = _score_endpoint(
+            x, panels, coefficients, information, law, counts,
+            (v, min(first, 0.5 * (alpha - ALPHA_MIN))), scale, loc, target, shrink, -1,
+        )  # fmt: skip
+        high = 2.0
+        if alpha < 2.0:
+            high = _score_endpoint(
+                x, panels, coefficients, information, law, counts,
+                (v, min(target * se, 0.5 * (2.0 - alpha))), scale, loc, target, shrink, 1,
+            )  # fmt: skip
+    if alpha == 2.0:
+        se = (2.0 - low) / target
+    out[0], out[1], out[2], out[3], out[4], out[5] = alpha, se, low, high, loglik, g_loglik
+    out[6], out[7] = iterations, 1.0 if converged else 0.0

@@ -1,0 +1,214 @@
+"""One alpha for many series: the joint climb and the scores of its clusters.
+
+Every series keeps its own scale and location, so the information is an arrow: alpha coupled to
+each scale, nothing else. Eliminating the series leaves one equation for alpha (the efficient
+score), and every step costs one pass over the data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from tracelab.stats._stable_climb import V_MAX, V_MIN, fisher, score_sums
+from tracelab.stats._stable_density import Float64, collapse, density, density2
+
+__all__ = ["climb_panel", "cluster_scores", "observed_information"]
+
+_MAX_ITERATIONS = 60
+# Squared distance to the maximum in standard errors: of alpha, and the mean over the series.
+_TOLERANCE, _SERIES_TOLERANCE = 1e-8, 1e-4
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _panel_sums(
+    rows: Float64,
+    counts: Float64,
+    law: Float64,
+    x0: float,
+    alpha: float,
+    scale: Float64,
+    loc: Float64,
+    sums: Float64,
+) -> float:
+    """Write derivatives by series to `sums` (3, series); return the log-likelihood."""
+    total = 0.0
+    for j in range(rows.shape[0]):
+        n = int(counts[j])
+        loglik, sums[0, j], sums[1, j], sums[2, j] = score_sums(
+            rows[j, :n], law, x0, alpha, scale[j], loc[j]
+        )
+        total += loglik
+    return total
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def climb_panel(
+    rows: Float64,
+    counts: Float64,
+    panels: Float64,
+    coefficients: Float64,
+    information: Float64,
+    law: Float64,
+    v: float,
+    scale: Float64,
+    loc: Float64,
+    floor: float,
+) -> tuple[float, float, int, bool]:
+    """Return v, log-likelihood, iterations and whether it converged; update scale and loc.
+
+    `rows` (series, batch) are sorted, the first ``counts[j]`` values of row j are used.
+    """
+    series = rows.shape[0]
+    total = counts.sum()
+    sums, trial_sums = np.empty((3, series)), np.empty((3, series))
+    new_scale, new_loc = np.empty(series), np.empty(series)
+    alpha = 2.0 - math.exp(v)
+    x0 = collapse(panels, coefficients, alpha, 1, law)
+    loglik = _panel_sums(rows, counts, law, x0, alpha, scale, loc, sums)
+    last_v = last_score = np.nan
+    for iteration in range(1, _MAX_ITERATIONS + 1):
+        vv, vu, uu, ll = fisher(information, v)
+        coupling = vu / uu
+        score = 0.0
+        distance = 0.0
+        for j in range(series):
+            score += sums[0, j] - coupling * sums[1, j]
+            distance += (sums[1, j] ** 2 / uu + sums[2, j] ** 2 / ll) / counts[j]
+        expected = total * (vv - vu * coupling)
+        pinned = v >= V_MAX and score > 0.0
+        if distance < _SERIES_TOLERANCE * series and (pinned or score**2 < _TOLERANCE * expected):
+            return v, loglik, iteration, not pinned
+        if loglik <= floor and score < 0.0 and math.exp(v) * total < 0.05:
+            return v, loglik, iteration, True
+        # The slope of the efficient score between the last two points, where it is sane.
+        curvature = expected
+        if 0.0 < abs(v - last_v) < 0.3:
+            curvature = min(max((last_score - score) / (v - last_v), 0.25 * expected), 4 * expected)
+        step_v = min(max(score / curvature, -1.5), 1.5)
+        last_v, last_score = v, score
+        size = 1.0
+        accepted = False
+        for _ in range(12):
+            new_v = min(max(v + size * step_v, V_MIN), V_MAX)
+            for j in range(series):
+                step = sums[1, j] / (uu * counts[j]) - coupling * (new_v - v) / size
+                new_scale[j] = scale[j] * math.exp(size * min(max(step, -1.0), 1.0))
+                step = sums[2, j] / (ll * counts[j])
+                new_loc[j] = loc[j] + scale[j] * size * min(max(step, -1.0), 1.0)
+            alpha = 2.0 - math.exp(new_v)
+            x0 = collapse(panels, coefficients, alpha, 1, law)
+            new_loglik = _panel_sums(rows, counts, law, x0, alpha, new_scale, new_loc, trial_sums)
+            if new_loglik >= loglik - 1e-13 * abs(loglik):
+                accepted = True
+                break
+            size *= 0.3
+        if not accepted:
+            return v, loglik, iteration, score**2 < 1e-4 * expected
+        v, loglik = new_v, new_loglik
+        scale[:], loc[:], sums[:] = new_scale, new_loc, trial_sums
+    return v, loglik, _MAX_ITERATIONS, False
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def cluster_scores(
+    x: Float64,
+    law: Float64,
+    x0: float,
+    alpha: float,
+    scale: Float64,
+    loc: Float64,
+    projection: Float64,
+    clusters: Float64,
+    sums: Float64,
+) -> None:
+    """Write the efficient score of alpha by cluster, and derivatives by series to `sums`.
+
+    `x` (series, batch) is in its original order, NaN where a value is left out; `scale`, `loc`
+    and `projection` (2, groups) have one entry for all series or one for each. The efficient
+    score is ``s_v - p_0 s_scale - p_1 s_loc``.
+    """
+    s = 2.0 - alpha
+    shared = scale.size == 1
+    clusters[:] = 0.0
+    sums[:] = 0.0
+    for j in range(x.shape[0]):
+        g = 0 if shared else j
+        inverse, centre = 1.0 / scale[g], loc[g]
+        p_scale, p_loc = projection[0, g], projection[1, g]
+        sum_v = sum_scale = sum_loc = 0.0
+        for k in range(x.shape[1]):
+            if math.isnan(x[j, k]):
+                continue
+            z = (x[j, k] - centre) * inverse
+            f, fz, fa = density(law, x0, alpha, z)
+            r = 1.0 / f
+            score_v = -s * fa * r
+            score_scale = -(1.0 + abs(z) * fz * r)
+            score_loc = -fz * r if z > 0.0 else fz * r
+            clusters[k] += score_v - p_scale * score_scale - p_loc * score_loc
+            sum_v += score_v
+            sum_scale += score_scale
+            sum_loc += score_loc
+        sums[0, g] += sum_v
+        sums[1, g] += sum_scale
+        sums[2, g] += sum_loc
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def observed_information(
+    x: Float64,
+    law: Float64,
+    x0: float,
+    alpha: float,
+    scale: Float64,
+    loc: Float64,
+    expected: tuple[float, float, float, float],
+    projection: Float64,
+) -> float:
+    """Return minus the second derivative of the profile log-likelihood in v.
+
+    Arguments as for `cluster_scores`; `law` is collapsed to order 2. Writes the projection that
+    makes the score efficient. A series whose curvature is not positive takes the `expected`
+    information per sample instead, and so does the whole if the result is not positive.
+    """
+    s = 2.0 - alpha
+    vv, vu, uu, ll = expected
+    groups = scale.size
+    h = np.zeros((6, groups))
+    count = np.zeros(groups)
+    for j in range(x.shape[0]):
+        g = 0 if groups == 1 else j
+        inverse, centre = 1.0 / scale[g], loc[g]
+        for k in range(x.shape[1]):
+            if math.isnan(x[j, k]):
+                continue
+            z = (x[j, k] - centre) * inverse
+            a, sign = abs(z), 1.0 if z > 0.0 else -1.0
+            f, fz, fa, fzz, fza, faa = density2(law, x0, alpha, a)
+            r = 1.0 / f
+            lz, la = fz * r, fa * r
+            lzz, lza, laa = fzz * r - lz * lz, fza * r - lz * la, faa * r - la * la
+            h[0, g] -= s * s * laa - s * la
+            h[1, g] -= s * a * lza
+            h[2, g] -= sign * s * lza
+            h[3, g] -= a * lz + a * a * lzz
+            h[4, g] -= sign * (lz + a * lzz)
+            h[5, g] -= lzz
+            count[g] += 1.0
+    total = 0.0
+    for g in range(groups):
+        determinant = h[3, g] * h[5, g] - h[4, g] ** 2
+        # A tenth of the expected curvature: below, the quadratic is no description.
+        if h[3, g] > 0.0 and determinant > 0.01 * uu * ll * count[g] ** 2:
+            p_scale = (h[5, g] * h[1, g] - h[4, g] * h[2, g]) / determinant
+            p_loc = (h[3, g] * h[2, g] - h[4, g] * h[1, g]) / determinant
+            total += h[0, g] - p_scale * h[1, g] - p_loc * h[2, g]
+        else:
+            p_scale, p_loc = vu / uu, 0.0
+            total += count[g] * (vv - vu * vu / uu)
+        projection[0, g], projection[1, g] = p_scale, p_loc
+    expected_total = count.sum() * (vv - vu * vu / uu)
+    return total if total > 0.05 * expected_total else expected_total
