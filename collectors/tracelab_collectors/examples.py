@@ -1,0 +1,87 @@
+"""Batches of the user's data by index, on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, TensorDataset, default_collate
+
+from tracelab.errors import UsageError
+
+__all__ = ["Examples"]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Examples that can be drawn by index.
+
+    Parameters
+    ----------
+    batch : callable
+        Indices, an int64 tensor on the CPU, to the batch that the loss takes.
+    size : int
+        Number of examples.
+    """
+
+    batch: Callable[[Tensor], Any]
+    size: int
+
+    @classmethod
+    def of(cls, data: Any, size: int | None, device: torch.device) -> Examples:
+        """Return the examples of a map-style dataset or of a callable.
+
+        Parameters
+        ----------
+        data : Dataset or callable
+            A dataset's items are collated as a ``DataLoader`` does and moved to `device`; what a
+            callable returns for a tensor of indices is taken as it is.
+        size : int, optional
+            Number of examples; needed for a callable without ``len``.
+        device : torch.device
+            Where the model is.
+
+        Raises
+        ------
+        UsageError
+            If `data` is neither, or its size is unknown or 0.
+        """
+        indexed = hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
+        if not indexed and not callable(data):
+            raise UsageError(
+                f"data must be a map-style dataset or a callable of indices, got {data!r}; "
+                "an iterable cannot be drawn from at random"
+            )
+        if size is None and not hasattr(data, "__len__"):
+            raise UsageError(f"data={data!r} has no length; give data_size=")
+        count = len(data) if size is None else size
+        if count < 1:
+            raise UsageError("data holds no example; give a dataset that does")
+        if not indexed:
+            return cls(data, count)
+        return cls(lambda indices: _to(_items(data, indices), device), count)
+
+
+def _items(data: Any, indices: Tensor) -> Any:
+    if type(data) is TensorDataset:
+        # What collating the items one by one gives, without doing so.
+        return [tensor[indices] for tensor in data.tensors]
+    positions = indices.tolist()
+    if hasattr(data, "__getitems__"):
+        return default_collate(data.__getitems__(positions))
+    return default_collate([data[position] for position in positions])
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _to(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(_to(value, device) for value in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch

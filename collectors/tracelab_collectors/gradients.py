@@ -1,0 +1,75 @@
+"""Gradients: a sketch of the gradient that the optimizer uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
+
+from tracelab.schedule import Schedule
+from tracelab.sketch import Project, Sketch, validate
+from tracelab_collectors.collector import Recording, Run, select_layers
+from tracelab_collectors.sketching import sketcher
+
+__all__ = ["Gradients"]
+
+DEFAULT = Project(256)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The gradient as the optimizer sees it: accumulated, unscaled, clipped.
+
+    Parameters
+    ----------
+    every, start, stop, steps
+        Schedule; see `tracelab.schedule.Schedule`.
+    sketch : Sketch or sequence of Sketch
+        How the gradient is kept; at most one of each kind.
+    layers, exclude : str, optional
+        Regular expressions that whole layer names must, or must not, match.
+    name : str
+        Name of the group.
+
+    Raises
+    ------
+    UsageError
+        If the sketches or the schedule are invalid.
+
+    Notes
+    -----
+    A layer without a gradient at a step has NaN in its row. NaN and infinite gradients are
+    recorded as they are.
+    """
+
+    every: InitVar[int | Schedule] = 1
+    sketch: Sketch | Sequence[Sketch] = DEFAULT
+    start: InitVar[int] = 0
+    stop: InitVar[int | None] = None
+    steps: InitVar[Iterable[int] | None] = None
+    layers: str | None = None
+    exclude: str | None = None
+    name: str = "gradients"
+    kind: str = field(default="gradients", init=False)
+    schedule: Schedule = field(init=False)
+
+    def __post_init__(
+        self,
+        every: int | Schedule,
+        start: int,
+        stop: int | None,
+        steps: Iterable[int] | None,
+    ) -> None:
+        object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
+        object.__setattr__(self, "sketch", validate(self.sketch))
+
+    def bind(self, run: Run) -> Recording:
+        """Return the recording of one run."""
+        layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
+        sketches = validate(self.sketch)
+        apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
+        return Recording(
+            layout,
+            lambda block: apply(block.sources["gradient"]),
+            reads=frozenset({"gradient"}),
+            sketches=sketches,
+        )

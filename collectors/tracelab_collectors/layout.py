@@ -1,0 +1,82 @@
+"""Where each layer lies in one flat buffer that holds a copy of all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["CHUNK", "Layout"]
+
+Shape: TypeAlias = tuple[int, ...]
+
+CHUNK = 256
+"""Layers start at multiples of this many elements, so that sums over chunks never mix layers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The layers of one buffer, in order; padding between them is zero and stays zero.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Layer names.
+    shapes : tuple of tuple of int
+        Their shapes.
+    offsets : tuple of int
+        Index of each layer's first coordinate in the whole network: what signs depend on.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[Shape, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def numel(self) -> tuple[int, ...]:
+        """Number of weights of each layer."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First element of each layer in the buffer, and after them the buffer's size."""
+        starts = [0]
+        for numel in self.numel:
+            starts.append(starts[-1] + -(-numel // CHUNK) * CHUNK)
+        return tuple(starts)
+
+    @property
+    def size(self) -> int:
+        """Elements of the buffer, padding included."""
+        return self.starts[-1]
+
+    def select(self, names: Iterable[str]) -> Layout:
+        """Return the layout of some of the layers, in this layout's order."""
+        wanted = set(names)
+        kept = [index for index, name in enumerate(self.names) if name in wanted]
+        return Layout(
+            tuple(self.names[index] for index in kept),
+            tuple(self.shapes[index] for index in kept),
+            tuple(self.offsets[index] for index in kept),
+        )
+
+    def views(self, row: Tensor) -> list[Tensor]:
+        """Return one view per layer, in the layer's own shape, into a buffer of shape (size,)."""
+        return [
+            row[start : start + numel].view(shape)
+            for start, numel, shape in zip(self.starts, self.numel, self.shapes, strict=False)
+        ]
+
+    def flat(
+        self, tensors: Sequence[Tensor], *, dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return a buffer of shape (size,) that holds a copy of one tensor per layer."""
+        row = torch.zeros(self.size, dtype=dtype, device=device)
+        # Densifying sums the repeated indices of a sparse gradient.
+        dense = [each if each.layout == torch.strided else each.to_dense() for each in tensors]
+        torch._foreach_copy_(self.views(row), dense)
+        return row

@@ -1,0 +1,586 @@
+"""attach(): records a training run without a change to its loop, its weights or its generators."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from tracelab.errors import IncompleteTraceWarning, TraceError, UsageError
+from tracelab.schedule import Schedule
+from tracelab.sketch import Project, Sample
+from tracelab.trace import Writer, create
+from tracelab.typing import Array
+from tracelab_collectors import exits
+from tracelab_collectors.collector import Block, Collector, Loss, Recording, Run
+from tracelab_collectors.gradients import Gradients
+from tracelab_collectors.hooks import Hooks
+from tracelab_collectors.lane import Lane
+from tracelab_collectors.layout import Layout
+from tracelab_collectors.statistics import Statistics
+from tracelab_collectors.steps import StepRows
+from tracelab_collectors.subject import Subject
+from tracelab_collectors.worker import Worker, to_host
+
+__all__ = ["Session", "attach"]
+
+STEPS = "steps"
+# Nothing recorded waits longer than this for its hand-over while training goes on.
+SECONDS = 2.0
+ROWS = 256
+NEVER = sys.maxsize
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: str | Path,
+    *,
+    collectors: Sequence[Collector] | None = None,
+    loss: Loss | None = None,
+    data: Any = None,
+    data_size: int | None = None,
+    seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    layers: str | None = None,
+    exclude: str | None = None,
+) -> Session:
+    """Record what an optimizer does to a model, until the session is closed.
+
+    The clock is this optimizer's step. Gradients, weights and losses of step t are those at the
+    weights before it. Weights, optimizer state, buffers and random generators of the training
+    run are bitwise the same as without recording.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model; it may be compiled or wrapped for data parallelism.
+    optimizer : torch.optim.Optimizer
+        Trains at least one of the model's parameters. Layers of the trace are the parameters that
+        it trains and that require a gradient now; the trace names the others.
+    path : str or path
+        Where the trace goes.
+    collectors : sequence of Collector, optional
+        Default: `Statistics` and projected and sampled `Gradients`, at every step.
+    loss : callable, optional
+        ``loss(model, batch)`` returns the scalar mean loss of a batch; for probes.
+    data : Dataset or callable, optional
+        A map-style dataset, collated as by a ``DataLoader`` and moved to the model's device, or a
+        callable that takes a tensor of indices and returns a batch; for probes.
+    data_size : int, optional
+        Number of examples, where `data` has no length.
+    seed : int
+        Seed of what probes draw.
+    metadata : mapping, optional
+        Anything of the user's that JSON can hold.
+    overwrite : bool
+        Replace the trace at `path`, if there is one.
+    strict : bool
+        Raise where a collector fails. Default: warn once, go on without it and mark the trace as
+        incomplete.
+    layers, exclude : str, optional
+        Regular expressions that whole layer names must, or must not, match.
+
+    Returns
+    -------
+    Session
+        A context manager.
+
+    Raises
+    ------
+    UsageError
+        If something cannot be recorded as asked; always before training starts.
+
+    Examples
+    --------
+    >>> with attach(model, optimizer, "runs/sgd.zarr") as session:  # doctest: +SKIP
+    ...     for x, y in loader:
+    ...         ...
+    ...         session.log(loss=loss)
+    """
+    if collectors is None:
+        collectors = (Statistics(), Gradients(sketch=(Project(256), Sample(64))))
+    for collector in collectors:
+        if not isinstance(collector, Collector):
+            raise UsageError(
+                f"collectors must hold collectors such as Gradients(), got {collector!r}"
+            )
+    names = [STEPS, *(collector.name for collector in collectors)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two groups are called {name!r}; give one of them name=")
+    subject = Subject.of(model, optimizer, layers, exclude)
+    first = next(iter(subject.parameters.values()))
+    double = any(each.dtype == torch.float64 for each in subject.parameters.values())
+    run = Run(
+        subject.layout,
+        subject.parameters,
+        subject.model,
+        torch.float64 if double else torch.float32,
+        first.device,
+        seed,
+        loss,
+        data,
+        data_size,
+    )
+    bound = {
+        collector.name: _Member(collector.kind, collector.schedule, collector.bind(run))
+        for collector in collectors
+    }
+    writer = create(
+        path,
+        dict(zip(subject.layout.names, subject.layout.shapes, strict=True)),
+        metadata,
+        overwrite=overwrite,
+        attrs={**subject.attrs, "seed": seed, "software": {"torch": torch.__version__}},
+        kinds=subject.kinds,
+    )
+    try:
+        for name, member in bound.items():
+            member.define(writer, name)
+        return Session(run, optimizer, writer, bound, strict=strict)
+    except BaseException:
+        writer.mark_incomplete("recording could not start")
+        writer.close()
+        raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A collector bound to the run."""
+
+    kind: str
+    schedule: Schedule
+    recording: Recording
+
+    def define(self, writer: Writer, name: str) -> None:
+        """Declare the group."""
+        recording = self.recording
+        layout = recording.layout
+        numel = dict(zip(layout.names, layout.numel, strict=True))
+        tables = [each.tables(numel) for each in recording.sketches if isinstance(each, Sample)]
+        writer.define(
+            name,
+            kind=self.kind,
+            layers=layout.names,
+            sketches=recording.sketches,
+            attrs={"schedule": self.schedule.describe(), **recording.attrs},
+            coordinates=tables[0] if tables else None,
+        )
+
+
+@dataclass(slots=True)
+class _Due:
+    """Something to do at the steps of a schedule, and the next of them."""
+
+    schedule: Schedule
+    action: Callable[[int], None]
+    step: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.advance(0)
+
+    def advance(self, step: int) -> None:
+        found = self.schedule.next(step)
+        self.step = NEVER if found is None else found
+
+
+class Session:
+    """A recording in progress; made by `attach`.
+
+    Use it as a context manager, or call `detach` at the end. An exception inside the ``with``
+    block leaves the trace incomplete with the exception as the reason, and keeps what was
+    recorded.
+
+    Attributes
+    ----------
+    writer : tracelab.Writer
+        What the session records into.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        optimizer: torch.optim.Optimizer,
+        writer: Writer,
+        members: Mapping[str, _Member],
+        *,
+        strict: bool,
+    ) -> None:
+        self.writer = writer
+        self._run = run
+        self._strict = strict
+        self._members = dict(members)
+        self._lanes = self._make_lanes()
+        self._due = [_Due(lane.schedule, partial(self._copy, lane)) for lane in self._lanes]
+        self._due += [
+            _Due(member.schedule, partial(self._probe, name))
+            for name, member in members.items()
+            if member.recording.probe
+        ]
+        self._next_due = min((due.step for due in self._due), default=NEVER)
+        self._rows = StepRows()
+        self._taken = 0
+        self._fires = [0] * len(run.parameters)
+        self._scale: Tensor | None = None
+        self._found_inf: Tensor | None = None
+        self._stepping = False
+        self._suspended = False
+        self._open = True
+        self._failed: set[str] = set()
+        self._failures: deque[tuple[str, Exception]] = deque()
+        self._error: Exception | None = None
+        self._started = self._handed_over = time.perf_counter()
+        self._worker = Worker(f"tracelab session {writer.run[:8]}")
+        self._hooks = Hooks(self, optimizer, list(run.parameters.values()))
+        exits.register(self)
+
+    @property
+    def step(self) -> int:
+        """Number of optimizer steps begun since `attach`."""
+        return self._taken
+
+    def log(self, **scalars: float | Tensor) -> None:
+        """Record scalars of a step, such as ``loss`` and ``batch_size``.
+
+        They belong to the step just taken, unless a backward pass has begun since or that step
+        already has a scalar of the name: then to the coming one. So the call can stand anywhere
+        in the loop; of several in one step the last counts.
+
+        Parameters
+        ----------
+        **scalars : float or 0-d Tensor
+            A tensor on a device is read later, without waiting for the device.
+
+        Raises
+        ------
+        UsageError
+            If a value is no scalar or a name cannot be used.
+        """
+        if self._open:
+            self._rows.log(scalars, backward_begun=any(self._fires))
+
+    def detach(self) -> None:
+        """Record the final weights, leave model and optimizer as they were, close the trace.
+
+        Doing so again does nothing.
+
+        Raises
+        ------
+        TracelabError
+            With ``strict=True``, the first failure that was not raised before.
+        """
+        if not self._open:
+            return
+        self._open = False
+        self._hooks.remove()
+        try:
+            with torch.no_grad():
+                self._hand_over(last=True)
+                self._record_final()
+        except Exception as error:
+            self._failures.append((STEPS, error))
+        finally:
+            self._worker.close()
+            self._settle(raising=False)
+            exits.forget(self)
+            self._close_writer()
+        if self._strict and self._error is not None:
+            raise self._error
+
+    close = detach
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.detach()
+            return
+        self.writer.mark_incomplete(f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+        try:
+            self.detach()
+        except Exception as second:
+            # The first exception is the news; this one goes along.
+            if error is not None and error is not second:
+                error.add_note(str(second))
+
+    def __repr__(self) -> str:
+        state = "recording" if self._open else "closed"
+        groups = ", ".join([STEPS, *self._members])
+        return f"<tracelab.Session {self.writer.location} ({state}, step {self._taken}): {groups}>"
+
+    # What hooks call, in the training thread.
+
+    def before_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        """Record what is due at a step, before the optimizer takes it."""
+        if self._suspended:
+            return None
+        self._settle(raising=True)
+        if not self._open:
+            return None
+        try:
+            with torch.no_grad():
+                return self._begin(optimizer, args, kwargs)
+        except Exception as error:
+            self._failures.append((STEPS, error))
+            self._settle(raising=True)
+            return None
+
+    def after_step(self) -> None:
+        """Complete a step's row, after the optimizer took it."""
+        if self._suspended or not self._open:
+            return
+        try:
+            with torch.no_grad():
+                self._finish()
+        except Exception as error:
+            self._failures.append((STEPS, error))
+            self._settle(raising=True)
+
+    def accumulated(self, layer: int) -> None:
+        """Count the backward passes that reach a layer."""
+        if not self._suspended:
+            self._fires[layer] += 1
+            if layer == 0:
+                self._hooks.move_last()
+
+    def _begin(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        step = self._taken
+        self._taken += 1
+        self._stepping = True
+        now = time.perf_counter()
+        if len(self._rows) >= ROWS or now - self._handed_over > SECONDS:
+            self._hand_over(last=False)
+            self._handed_over = now
+        rate = optimizer.param_groups[0]["lr"]
+        self._rows.begin(
+            step,
+            learning_rate=rate.detach().clone() if isinstance(rate, Tensor) else float(rate),
+            wall_time=now - self._started,
+        )
+        # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
+        self._scale = getattr(optimizer, "grad_scale", None)
+        self._found_inf = getattr(optimizer, "found_inf", None)
+        if step < self._next_due:
+            return None
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._record(step)
+            return None
+        return self._with_closure(step, closure, args, kwargs)
+
+    def _with_closure(
+        self, step: int, closure: Callable[[], Any], args: Any, kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Return the step's arguments with a closure behind whose first call is recorded."""
+        recorded = False
+
+        def recording() -> Any:
+            nonlocal recorded
+            result = closure()
+            if not recorded:
+                recorded = True
+                try:
+                    with torch.no_grad():
+                        self._record(step)
+                except Exception as error:
+                    self._failures.append((STEPS, error))
+            return result
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": recording}
+        return (args[0], recording, *args[2:]), kwargs
+
+    def _record(self, step: int) -> None:
+        for due in self._due:
+            if due.step <= step:
+                due.action(step)
+                due.advance(step + 1)
+        self._next_due = min((due.step for due in self._due), default=NEVER)
+
+    def _finish(self) -> None:
+        if not self._stepping:
+            return
+        self._stepping = False
+        applied = True if self._found_inf is None else self._found_inf.detach() == 0
+        self._rows.finish(applied=applied, micro_batches=max(self._fires))
+        self._fires = [0] * len(self._fires)
+        self._hooks.move_last()
+        for lane in self._lanes:
+            lane.copy_update(self._taken - 1)
+            if lane.full:
+                self._hand_over_lane(lane)
+
+    def _copy(self, lane: Lane, step: int) -> None:
+        try:
+            lane.copy(step, self._scale)
+        except Exception as error:
+            self._lanes.remove(lane)
+            self._failures.extend((name, error) for name in lane.members)
+
+    def _probe(self, name: str, step: int) -> None:
+        if name in self._failed:
+            return
+        self._suspended = True
+        try:
+            arrays = to_host(self._members[name].recording.reduce(Block((step,), {})))
+        except Exception as error:
+            self._failures.append((name, error))
+        else:
+            self._worker.put(partial(self._append, name, (step,), arrays))
+        finally:
+            self._suspended = False
+
+    # Hand-over to the background thread.
+
+    def _make_lanes(self) -> list[Lane]:
+        shared: dict[tuple[Layout, Schedule], dict[str, Recording]] = {}
+        for name, member in self._members.items():
+            if not member.recording.probe:
+                key = (member.recording.layout, member.schedule)
+                shared.setdefault(key, {})[name] = member.recording
+        return [
+            Lane(self._run, layout, schedule, recordings)
+            for (layout, schedule), recordings in shared.items()
+        ]
+
+    def _hand_over(self, *, last: bool) -> None:
+        for lane in self._lanes:
+            self._hand_over_lane(lane)
+        rows = self._rows.take(last=last)
+        scalars = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
+        stacked = {"scalars": torch.stack([s.double() for s in scalars])} if scalars else {}
+        self._worker.put(partial(self._append_rows, rows, to_host(stacked)))
+
+    def _hand_over_lane(self, lane: Lane) -> None:
+        taken = lane.take()
+        if taken is None:
+            return
+        block, buffers = taken
+
+        def reduce() -> None:
+            try:
+                for name, recording in lane.members.items():
+                    self._reduce(name, recording, block)
+            finally:
+                lane.release(buffers)
+
+        if self._run.device.type == "cpu":
+            self._worker.put(reduce)
+        else:
+            # A device reduces in the order of its stream, without anybody waiting.
+            reduce()
+
+    def _reduce(self, name: str, recording: Recording, block: Block) -> None:
+        if name in self._failed:
+            return
+        try:
+            arrays = to_host(recording.reduce(block))
+        except Exception as error:
+            self._fail(name, error)
+            return
+        if self._run.device.type == "cpu":
+            self._append(name, block.steps, arrays)
+        else:
+            self._worker.put(partial(self._append, name, block.steps, arrays))
+
+    def _append(
+        self, name: str, steps: Sequence[int], arrays: Callable[[], Mapping[str, Array]]
+    ) -> None:
+        if name in self._failed:
+            return
+        try:
+            found = arrays()
+            for array in found.values():
+                # Nobody changes it any more: the writer need not copy.
+                array.setflags(write=False)
+            for row, step in enumerate(steps):
+                self.writer.append(name, step=step, **{key: a[row] for key, a in found.items()})
+        except Exception as error:
+            self._fail(name, error)
+
+    def _append_rows(
+        self, rows: Sequence[dict[str, Any]], scalars: Callable[[], Mapping[str, Array]]
+    ) -> None:
+        if STEPS in self._failed:
+            return
+        try:
+            read = iter(scalars().get("scalars", ()))
+            for row in rows:
+                values = {
+                    name: next(read) if isinstance(value, Tensor) else value
+                    for name, value in row.items()
+                }
+                values["applied"] = bool(values["applied"])
+                self.writer.append(STEPS, **values)
+        except Exception as error:
+            self._fail(STEPS, error)
+
+    def _record_final(self) -> None:
+        for name, member in self._members.items():
+            recording = member.recording
+            if recording.final and name not in self._failed:
+                weights = self._run.weights(recording.layout).unsqueeze(0)
+                block = Block((self._taken,), {"weight": weights})
+                self._worker.put(partial(self._reduce, name, recording, block))
+
+    # Failures: noted where they happen, told in the training thread.
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._failed.add(name)
+        self._failures.append((name, error))
+
+    def _settle(self, *, raising: bool) -> None:
+        """Warn of failures noted since, or raise the first if the session is strict."""
+        while self._failures:
+            name, error = self._failures.popleft()
+            stopped = name == STEPS or isinstance(error, TraceError)
+            what = "recording" if stopped else f"collector {name!r}"
+            self._failed.update([STEPS, *self._members] if stopped else [name])
+            reason = f"{what} stopped at step {self._taken}: {type(error).__name__}: {error}"
+            self.writer.mark_incomplete(reason)
+            if stopped:
+                self._failures.clear()
+                self._lanes, self._due, self._next_due = [], [], NEVER
+            if self._strict:
+                self._error = self._error or error
+                if raising:
+                    self._error = None
+                    raise error
+            else:
+                warnings.warn(
+                    f"{reason}; training goes on, the trace {self.writer.location} is incomplete",
+                    IncompleteTraceWarning,
+                    stacklevel=3,
+                )
+
+    def _close_writer(self) -> None:
+        try:
+            self.writer.close()
+        except TraceError as error:
+            if self._strict:
+                self._error = self._error or error
+            elif STEPS not in self._failed:
+                warnings.warn(str(error), IncompleteTraceWarning, stacklevel=4)

@@ -1,0 +1,90 @@
+"""Statistics: norms, moments and log moments of every layer, exact over all coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import InitVar, dataclass, field
+
+import torch
+from torch import Tensor
+
+from tracelab.errors import UsageError
+from tracelab.schedule import Schedule
+from tracelab_collectors.collector import Block, Recording, Run, Source, select_layers
+from tracelab_collectors.moments import moments, squared_norms
+
+__all__ = ["Statistics"]
+
+QUANTITIES: tuple[Source, ...] = ("gradient", "weight", "update")
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Per-layer statistics of gradients, weights or updates, and the distance from the start.
+
+    Parameters
+    ----------
+    every, start, stop, steps
+        Schedule; see `tracelab.schedule.Schedule`.
+    quantities : sequence of {"gradient", "weight", "update"}
+        What statistics are of. The update of step t is ``w_{t+1} - w_t``.
+    layers, exclude : str, optional
+        Regular expressions that whole layer names must, or must not, match.
+    name : str
+        Name of the group.
+
+    Raises
+    ------
+    UsageError
+        If a quantity is unknown or the schedule is invalid.
+
+    Notes
+    -----
+    A layer without a gradient at a step has NaN in all its gradient's statistics.
+    """
+
+    every: InitVar[int | Schedule] = 1
+    quantities: Sequence[str] = ("gradient", "weight")
+    start: InitVar[int] = 0
+    stop: InitVar[int | None] = None
+    steps: InitVar[Iterable[int] | None] = None
+    layers: str | None = None
+    exclude: str | None = None
+    name: str = "statistics"
+    kind: str = field(default="statistics", init=False)
+    schedule: Schedule = field(init=False)
+
+    def __post_init__(
+        self,
+        every: int | Schedule,
+        start: int,
+        stop: int | None,
+        steps: Iterable[int] | None,
+    ) -> None:
+        object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
+        for quantity in self.quantities:
+            if quantity not in QUANTITIES or isinstance(self.quantities, str):
+                raise UsageError(
+                    f"Statistics(quantities={self.quantities!r}) must be a sequence of "
+                    f"{', '.join(QUANTITIES)}"
+                )
+
+    def bind(self, run: Run) -> Recording:
+        """Return the recording of one run; the distance is from the weights at this moment."""
+        layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
+        start = run.weights(layout)
+        quantities = [quantity for quantity in QUANTITIES if quantity in self.quantities]
+
+        def reduce(block: Block) -> dict[str, Tensor]:
+            arrays: dict[str, Tensor] = {}
+            for quantity in quantities:
+                found = moments(block.sources[quantity], layout)
+                if quantity == "gradient":
+                    for row, layer in block.missing:
+                        for values in found.values():
+                            values[row, layer] = torch.nan
+                arrays |= {f"{quantity}_{name}": values for name, values in found.items()}
+            moved = block.sources["weight"] - start
+            return arrays | {"distance": squared_norms(moved, layout).sqrt()}
+
+        return Recording(layout, reduce, reads=frozenset({*quantities, "weight"}))
