@@ -58,9 +58,11 @@ def _standardize_rows(z: FloatArray, status: Array) -> None:
 @njit(inline="always")
 def _standardize_row(x: FloatArray) -> None:
     n = x.size
-    # The range may overflow although its ends do not; the limits keep `scale` a normal number.
-    width = min(x[n - 1] - x[0], 1.7e308)
-    scale = math.ldexp(1.0, -min(max(math.frexp(width)[1], -1000), 1020))
+    if x[n - 1] - x[0] == math.inf:
+        for i in range(n):
+            x[i] *= 0.25
+    # The smallest ranges are not brought to one: 2 to the power 1074 is no float64.
+    scale = math.ldexp(1.0, -max(math.frexp(x[n - 1] - x[0])[1], -1000))
     origin = x[n // 2] * scale
     total = 0.0
     for i in range(n):

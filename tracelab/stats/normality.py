@@ -100,7 +100,7 @@ def shapiro(x: npt.ArrayLike, axis: int = -1) -> NormalityResult:
     >>> from tracelab.stats import normality
     >>> sample = np.random.default_rng(0).standard_normal((3, 200))
     >>> normality.shapiro(sample).pvalue.round(3)
-    array([0.633, 0.653, 0.241])
+    array([0.126, 0.018, 0.057])
     """
     return battery(x, ("shapiro",), axis)["shapiro"]
 
