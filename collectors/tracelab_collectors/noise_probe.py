@@ -108,8 +108,8 @@ class NoiseProbe:
         Raises
         ------
         UsageError
-            If the run has no loss or no data, fewer examples than a minibatch drawn without
-            replacement, or a model on a device whose generators cannot be put back.
+            If the run has no loss or no data, or fewer examples than a minibatch drawn without
+            replacement.
         """
         whose = f"collector {self.name!r}"
         if run.loss is None or run.data is None:
@@ -117,11 +117,6 @@ class NoiseProbe:
             raise UsageError(
                 f"{whose} measures gradients by itself and needs {missing}; "
                 f"give attach(..., {missing}=...)"
-            )
-        if run.device.type not in ("cpu", "cuda"):
-            raise UsageError(
-                f"{whose} works on cpu and cuda, the model is on {run.device.type}; "
-                "leave the probe out"
             )
         examples = Examples.of(run.data, run.data_size, run.device)
         if not self.replacement and self.batch_size > examples.size:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,28 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from tracelab.errors import IncompleteTraceWarning, TraceError, UsageError
-from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample
 from tracelab.trace import Writer, create
-from tracelab.typing import Array
 from tracelab_collectors import exits
-from tracelab_collectors.collector import Block, Collector, Loss, Recording, Run
+from tracelab_collectors.agenda import Agenda, Member
+from tracelab_collectors.collector import Collector, Loss, Run
 from tracelab_collectors.gradients import Gradients
+from tracelab_collectors.handover import STEPS, Handover
 from tracelab_collectors.hooks import Hooks
-from tracelab_collectors.lane import Lane
-from tracelab_collectors.layout import Layout
 from tracelab_collectors.statistics import Statistics
-from tracelab_collectors.steps import StepRows
+from tracelab_collectors.steps import StepRows, scalar
 from tracelab_collectors.subject import Subject
-from tracelab_collectors.worker import Worker, to_host
 
 __all__ = ["Session", "attach"]
 
-STEPS = "steps"
 # Nothing recorded waits longer than this for its hand-over while training goes on.
 SECONDS = 2.0
 ROWS = 256
-NEVER = sys.maxsize
 
 
 def attach(
@@ -136,7 +127,7 @@ def attach(
         data_size,
     )
     bound = {
-        collector.name: _Member(collector.kind, collector.schedule, collector.bind(run))
+        collector.name: Member(collector.kind, collector.schedule, collector.bind(run))
         for collector in collectors
     }
     writer = create(
@@ -157,46 +148,6 @@ def attach(
         raise
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A collector bound to the run."""
-
-    kind: str
-    schedule: Schedule
-    recording: Recording
-
-    def define(self, writer: Writer, name: str) -> None:
-        """Declare the group."""
-        recording = self.recording
-        layout = recording.layout
-        numel = dict(zip(layout.names, layout.numel, strict=True))
-        tables = [each.tables(numel) for each in recording.sketches if isinstance(each, Sample)]
-        writer.define(
-            name,
-            kind=self.kind,
-            layers=layout.names,
-            sketches=recording.sketches,
-            attrs={"schedule": self.schedule.describe(), **recording.attrs},
-            coordinates=tables[0] if tables else None,
-        )
-
-
-@dataclass(slots=True)
-class _Due:
-    """Something to do at the steps of a schedule, and the next of them."""
-
-    schedule: Schedule
-    action: Callable[[int], None]
-    step: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.advance(0)
-
-    def advance(self, step: int) -> None:
-        found = self.schedule.next(step)
-        self.step = NEVER if found is None else found
-
-
 class Session:
     """A recording in progress; made by `attach`.
 
@@ -215,35 +166,25 @@ class Session:
         run: Run,
         optimizer: torch.optim.Optimizer,
         writer: Writer,
-        members: Mapping[str, _Member],
+        members: Mapping[str, Member],
         *,
         strict: bool,
     ) -> None:
         self.writer = writer
-        self._run = run
         self._strict = strict
-        self._members = dict(members)
-        self._lanes = self._make_lanes()
-        self._due = [_Due(lane.schedule, partial(self._copy, lane)) for lane in self._lanes]
-        self._due += [
-            _Due(member.schedule, partial(self._probe, name))
-            for name, member in members.items()
-            if member.recording.probe
-        ]
-        self._next_due = min((due.step for due in self._due), default=NEVER)
+        self._groups = [STEPS, *members]
+        self._handover = Handover(writer, run.device)
+        self._agenda = Agenda(run, members, self._handover)
         self._rows = StepRows()
         self._taken = 0
         self._fires = [0] * len(run.parameters)
-        self._scale: Tensor | None = None
         self._found_inf: Tensor | None = None
         self._stepping = False
+        # While a probe runs the model, hooks are silent; after a failure of all, they stay so.
         self._suspended = False
         self._open = True
-        self._failed: set[str] = set()
-        self._failures: deque[tuple[str, Exception]] = deque()
         self._error: Exception | None = None
         self._started = self._handed_over = time.perf_counter()
-        self._worker = Worker(f"tracelab session {writer.run[:8]}")
         self._hooks = Hooks(self, optimizer, list(run.parameters.values()))
         exits.register(self)
 
@@ -289,11 +230,11 @@ class Session:
         try:
             with torch.no_grad():
                 self._hand_over(last=True)
-                self._record_final()
+                self._agenda.conclude(self._taken)
         except Exception as error:
-            self._failures.append((STEPS, error))
+            self._handover.fail(STEPS, error)
         finally:
-            self._worker.close()
+            self._handover.close()
             self._settle(raising=False)
             exits.forget(self)
             self._close_writer()
@@ -324,7 +265,7 @@ class Session:
 
     def __repr__(self) -> str:
         state = "recording" if self._open else "closed"
-        groups = ", ".join([STEPS, *self._members])
+        groups = ", ".join(self._groups)
         return f"<tracelab.Session {self.writer.location} ({state}, step {self._taken}): {groups}>"
 
     # What hooks call, in the training thread.
@@ -335,26 +276,25 @@ class Session:
         """Record what is due at a step, before the optimizer takes it."""
         if self._suspended:
             return None
-        self._settle(raising=True)
-        if not self._open:
-            return None
+        replaced = None
         try:
             with torch.no_grad():
-                return self._begin(optimizer, args, kwargs)
+                replaced = self._begin(optimizer, args, kwargs)
         except Exception as error:
-            self._failures.append((STEPS, error))
-            self._settle(raising=True)
-            return None
+            self._handover.fail(STEPS, error)
+        self._settle(raising=True)
+        return replaced
 
     def after_step(self) -> None:
         """Complete a step's row, after the optimizer took it."""
-        if self._suspended or not self._open:
+        if self._suspended or not self._stepping:
             return
+        self._stepping = False
         try:
             with torch.no_grad():
                 self._finish()
         except Exception as error:
-            self._failures.append((STEPS, error))
+            self._handover.fail(STEPS, error)
             self._settle(raising=True)
 
     def accumulated(self, layer: int) -> None:
@@ -374,22 +314,25 @@ class Session:
         if len(self._rows) >= ROWS or now - self._handed_over > SECONDS:
             self._hand_over(last=False)
             self._handed_over = now
-        rate = optimizer.param_groups[0]["lr"]
-        self._rows.begin(
-            step,
-            learning_rate=rate.detach().clone() if isinstance(rate, Tensor) else float(rate),
-            wall_time=now - self._started,
-        )
+        rate = scalar(optimizer.param_groups[0]["lr"])
+        self._rows.begin(step, learning_rate=rate, wall_time=now - self._started)
         # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
-        self._scale = getattr(optimizer, "grad_scale", None)
+        scale = getattr(optimizer, "grad_scale", None)
         self._found_inf = getattr(optimizer, "found_inf", None)
-        if step < self._next_due:
+        if step < self._agenda.next:
             return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._record(step)
+            self._record(step, scale)
             return None
         return self._with_closure(step, closure, args, kwargs)
+
+    def _record(self, step: int, scale: Tensor | None) -> None:
+        self._suspended = True
+        try:
+            self._agenda.record(step, scale)
+        finally:
+            self._suspended = False
 
     def _with_closure(
         self, step: int, closure: Callable[[], Any], args: Any, kwargs: Any
@@ -404,166 +347,42 @@ class Session:
                 recorded = True
                 try:
                     with torch.no_grad():
-                        self._record(step)
+                        self._record(step, None)
                 except Exception as error:
-                    self._failures.append((STEPS, error))
+                    self._handover.fail(STEPS, error)
             return result
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": recording}
         return (args[0], recording, *args[2:]), kwargs
 
-    def _record(self, step: int) -> None:
-        for due in self._due:
-            if due.step <= step:
-                due.action(step)
-                due.advance(step + 1)
-        self._next_due = min((due.step for due in self._due), default=NEVER)
-
     def _finish(self) -> None:
-        if not self._stepping:
-            return
-        self._stepping = False
         applied = True if self._found_inf is None else self._found_inf.detach() == 0
         self._rows.finish(applied=applied, micro_batches=max(self._fires))
         self._fires = [0] * len(self._fires)
         self._hooks.move_last()
-        for lane in self._lanes:
-            lane.copy_update(self._taken - 1)
-            if lane.full:
-                self._hand_over_lane(lane)
-
-    def _copy(self, lane: Lane, step: int) -> None:
-        try:
-            lane.copy(step, self._scale)
-        except Exception as error:
-            self._lanes.remove(lane)
-            self._failures.extend((name, error) for name in lane.members)
-
-    def _probe(self, name: str, step: int) -> None:
-        if name in self._failed:
-            return
-        self._suspended = True
-        try:
-            arrays = to_host(self._members[name].recording.reduce(Block((step,), {})))
-        except Exception as error:
-            self._failures.append((name, error))
-        else:
-            self._worker.put(partial(self._append, name, (step,), arrays))
-        finally:
-            self._suspended = False
-
-    # Hand-over to the background thread.
-
-    def _make_lanes(self) -> list[Lane]:
-        shared: dict[tuple[Layout, Schedule], dict[str, Recording]] = {}
-        for name, member in self._members.items():
-            if not member.recording.probe:
-                key = (member.recording.layout, member.schedule)
-                shared.setdefault(key, {})[name] = member.recording
-        return [
-            Lane(self._run, layout, schedule, recordings)
-            for (layout, schedule), recordings in shared.items()
-        ]
+        self._agenda.complete(self._taken - 1)
 
     def _hand_over(self, *, last: bool) -> None:
-        for lane in self._lanes:
-            self._hand_over_lane(lane)
-        rows = self._rows.take(last=last)
-        scalars = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
-        stacked = {"scalars": torch.stack([s.double() for s in scalars])} if scalars else {}
-        self._worker.put(partial(self._append_rows, rows, to_host(stacked)))
-
-    def _hand_over_lane(self, lane: Lane) -> None:
-        taken = lane.take()
-        if taken is None:
-            return
-        block, buffers = taken
-
-        def reduce() -> None:
-            try:
-                for name, recording in lane.members.items():
-                    self._reduce(name, recording, block)
-            finally:
-                lane.release(buffers)
-
-        if self._run.device.type == "cpu":
-            self._worker.put(reduce)
-        else:
-            # A device reduces in the order of its stream, without anybody waiting.
-            reduce()
-
-    def _reduce(self, name: str, recording: Recording, block: Block) -> None:
-        if name in self._failed:
-            return
-        try:
-            arrays = to_host(recording.reduce(block))
-        except Exception as error:
-            self._fail(name, error)
-            return
-        if self._run.device.type == "cpu":
-            self._append(name, block.steps, arrays)
-        else:
-            self._worker.put(partial(self._append, name, block.steps, arrays))
-
-    def _append(
-        self, name: str, steps: Sequence[int], arrays: Callable[[], Mapping[str, Array]]
-    ) -> None:
-        if name in self._failed:
-            return
-        try:
-            found = arrays()
-            for array in found.values():
-                # Nobody changes it any more: the writer need not copy.
-                array.setflags(write=False)
-            for row, step in enumerate(steps):
-                self.writer.append(name, step=step, **{key: a[row] for key, a in found.items()})
-        except Exception as error:
-            self._fail(name, error)
-
-    def _append_rows(
-        self, rows: Sequence[dict[str, Any]], scalars: Callable[[], Mapping[str, Array]]
-    ) -> None:
-        if STEPS in self._failed:
-            return
-        try:
-            read = iter(scalars().get("scalars", ()))
-            for row in rows:
-                values = {
-                    name: next(read) if isinstance(value, Tensor) else value
-                    for name, value in row.items()
-                }
-                values["applied"] = bool(values["applied"])
-                self.writer.append(STEPS, **values)
-        except Exception as error:
-            self._fail(STEPS, error)
-
-    def _record_final(self) -> None:
-        for name, member in self._members.items():
-            recording = member.recording
-            if recording.final and name not in self._failed:
-                weights = self._run.weights(recording.layout).unsqueeze(0)
-                block = Block((self._taken,), {"weight": weights})
-                self._worker.put(partial(self._reduce, name, recording, block))
+        self._agenda.hand_over()
+        self._handover.rows(self._rows.take(last=last))
 
     # Failures: noted where they happen, told in the training thread.
 
-    def _fail(self, name: str, error: Exception) -> None:
-        self._failed.add(name)
-        self._failures.append((name, error))
-
     def _settle(self, *, raising: bool) -> None:
         """Warn of failures noted since, or raise the first if the session is strict."""
-        while self._failures:
-            name, error = self._failures.popleft()
+        failures, failed = self._handover.failures, self._handover.failed
+        while failures:
+            name, error = failures.popleft()
             stopped = name == STEPS or isinstance(error, TraceError)
             what = "recording" if stopped else f"collector {name!r}"
-            self._failed.update([STEPS, *self._members] if stopped else [name])
             reason = f"{what} stopped at step {self._taken}: {type(error).__name__}: {error}"
             self.writer.mark_incomplete(reason)
             if stopped:
-                self._failures.clear()
-                self._lanes, self._due, self._next_due = [], [], NEVER
+                failed.update(self._groups)
+                failures.clear()
+                self._agenda.stop()
+                self._suspended = True
             if self._strict:
                 self._error = self._error or error
                 if raising:
@@ -582,5 +401,5 @@ class Session:
         except TraceError as error:
             if self._strict:
                 self._error = self._error or error
-            elif STEPS not in self._failed:
+            elif STEPS not in self._handover.failed:
                 warnings.warn(str(error), IncompleteTraceWarning, stacklevel=4)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tracelab.errors import UsageError
 from tracelab.trace.schema import NAME
 
-__all__ = ["StepRows"]
+__all__ = ["StepRows", "scalar"]
 
 RESERVED = frozenset({"step", "applied", "learning_rate", "micro_batches", "wall_time"})
 
@@ -50,7 +50,7 @@ class StepRows:
         UsageError
             If a name is one the session fills, or a value is no scalar.
         """
-        taken = {name: _scalar(name, value) for name, value in scalars.items()}
+        taken = {name: _checked(name, value) for name, value in scalars.items()}
         last = self._rows[-1] if self._rows else None
         for name, value in taken.items():
             if last is None or backward_begun or name in last:
@@ -66,21 +66,26 @@ class StepRows:
         return taken
 
 
-def _scalar(name: str, value: Any) -> float | Tensor:
+def scalar(value: Any) -> float | Tensor:
+    """Return a number, or a copy of a device's scalar, to be read when it is handed over."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    detached = value.detach().reshape(())
+    # Reading a device's scalar now would wait for the device.
+    return float(detached) if detached.device.type == "cpu" else detached.clone()
+
+
+def _checked(name: str, value: Any) -> float | Tensor:
     if name in RESERVED:
         raise UsageError(f"{name!r} is filled by the session; log the scalar under another name")
     if not NAME.fullmatch(name):
         raise UsageError(f"a scalar cannot be called {name!r}; use letters, digits, '_', '.', '-'")
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise UsageError(
-                f"{name!r} must be a scalar, got a tensor of shape {tuple(value.shape)}; "
-                "reduce it first"
-            )
-        # Reading a device's scalar would wait for the device: it is read when handed over.
-        detached = value.detach().reshape(())
-        return detached.clone() if detached.device.type != "cpu" else float(detached)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise UsageError(
+            f"{name!r} must be a scalar, got a tensor of shape {tuple(value.shape)}; "
+            "reduce it first"
+        )
     try:
-        return float(value)
+        return scalar(value)
     except (TypeError, ValueError):
         raise UsageError(f"{name!r} must be a number or a 0-d tensor, got {value!r}") from None

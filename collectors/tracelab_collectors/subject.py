@@ -128,6 +128,10 @@ def _check(name: str, parameter: Tensor) -> None:
             f"layer {name!r} has dtype {parameter.dtype}; only real floating-point parameters can "
             "be recorded, leave it out with exclude="
         )
+    if parameter.device.type not in ("cpu", "cuda"):
+        raise UsageError(
+            f"layer {name!r} is on {parameter.device}; recording works on cpu and cuda"
+        )
     if hasattr(parameter, "to_local"):
         raise UsageError(
             f"layer {name!r} is sharded over processes ({type(parameter).__name__}), which cannot "

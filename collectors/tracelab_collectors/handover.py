@@ -1,0 +1,132 @@
+"""From the training thread to the store: blocks are reduced and rows appended in the background."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from tracelab.trace import Writer
+from tracelab.typing import Array
+from tracelab_collectors.collector import Block, Recording
+from tracelab_collectors.lane import Lane
+from tracelab_collectors.worker import Worker, to_host
+
+__all__ = ["STEPS", "Handover"]
+
+STEPS = "steps"
+Arrays: TypeAlias = Callable[[], Mapping[str, Array]]
+
+
+class Handover:
+    """The way of a session's rows into its trace.
+
+    Parameters
+    ----------
+    writer : Writer
+        Where rows go.
+    device : torch.device
+        Where blocks are. Those on a CPU are reduced in the background; any other device reduces
+        them in the order of its stream, and only the results are waited for in the background.
+
+    Attributes
+    ----------
+    failures : deque of (str, Exception)
+        What went wrong since it was last emptied: group and error.
+    failed : set of str
+        Groups that record no more.
+    """
+
+    def __init__(self, writer: Writer, device: torch.device) -> None:
+        self.failures: deque[tuple[str, Exception]] = deque()
+        self.failed: set[str] = set()
+        self._writer = writer
+        self._in_background = device.type == "cpu"
+        self._worker = Worker(f"tracelab {writer.run[:8]}")
+
+    def lane(self, lane: Lane) -> None:
+        """Reduce and append what a lane has collected."""
+        taken = lane.take()
+        if taken is None:
+            return
+        block, buffers = taken
+
+        def reduce() -> None:
+            for name, recording in lane.members.items():
+                arrays = self._reduced(name, recording, block)
+                if arrays is not None:
+                    self._append(name, block.steps, arrays)
+            lane.release(buffers)
+
+        if self._in_background:
+            self._worker.put(reduce)
+        else:
+            for name, recording in lane.members.items():
+                self.block(name, recording, block)
+            lane.release(buffers)
+
+    def block(self, name: str, recording: Recording, block: Block) -> None:
+        """Reduce a block of one recording in this thread, and append its rows in the background."""
+        arrays = self._reduced(name, recording, block)
+        if arrays is not None:
+            self._worker.put(partial(self._append, name, block.steps, arrays))
+
+    def rows(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Append rows of the group ``steps``, some of whose scalars may be on a device."""
+        scalars = [value for row in rows for value in row.values() if isinstance(value, Tensor)]
+        stacked = {}
+        if scalars:
+            device = scalars[0].device
+            stacked["scalars"] = torch.stack([each.to(device).double() for each in scalars])
+        self._worker.put(partial(self._append_rows, rows, to_host(stacked)))
+
+    def fail(self, name: str, error: Exception) -> None:
+        """Record no more into a group, and note why."""
+        self.failed.add(name)
+        self.failures.append((name, error))
+
+    def close(self) -> None:
+        """Return once everything handed over has been appended."""
+        self._worker.close()
+
+    def _reduced(self, name: str, recording: Recording, block: Block) -> Arrays | None:
+        if name in self.failed:
+            return None
+        try:
+            return to_host(recording.reduce(block))
+        except Exception as error:
+            self.fail(name, error)
+            return None
+
+    def _append(self, name: str, steps: Sequence[int], arrays: Arrays) -> None:
+        if name in self.failed:
+            return
+        try:
+            found = arrays()
+            for array in found.values():
+                # Nobody changes it any more: the writer need not copy.
+                array.setflags(write=False)
+            for row, step in enumerate(steps):
+                values = {key: array[row] for key, array in found.items()}
+                self._writer.append(name, step=step, **values)
+        except Exception as error:
+            self.fail(name, error)
+
+    def _append_rows(self, rows: Sequence[dict[str, Any]], scalars: Arrays) -> None:
+        if STEPS in self.failed:
+            return
+        try:
+            read = iter(scalars().get("scalars", ()))
+            for row in rows:
+                values = {
+                    name: next(read) if isinstance(value, Tensor) else value
+                    for name, value in row.items()
+                }
+                values["applied"] = bool(values["applied"])
+                self._writer.append(STEPS, **values)
+        except Exception as error:
+            self.fail(STEPS, error)
