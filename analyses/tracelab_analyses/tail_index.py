@@ -48,6 +48,7 @@ MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
 MAX_COLORED = 10
+MAX_COLUMNS = 3
 _CELL = ("step", "layer")
 
 
@@ -183,9 +184,14 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2 * len(results) + 2.2, 3.8), layout="constrained")
+    columns = min(len(results), MAX_COLUMNS)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.2 * columns + 2.2, 0.4 + 3.4 * rows), layout="constrained")
     figure.set_label("Tail index of gradient noise by layer over training, with intervals.")
-    axes = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    axes = grid.ravel()[: len(results)]
+    for unused in grid.ravel()[len(results) :]:
+        unused.set_visible(False)
     layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
     handles: dict[str, Any] = {}
     for axis, (label, result) in zip(axes, results.items(), strict=True):
@@ -213,7 +219,9 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
                 )
         axis.axhline(2, color="0.4", linestyle=":")
         axis.set(xlabel="step", title=label)
-    axes[0].set_ylabel("tail index α (2: Gaussian)")
+        axis.tick_params(labelbottom=True)
+    for axis in grid[:, 0]:
+        axis.set_ylabel("tail index α (2: Gaussian)")
     figure.legend(
         handles.values(), handles.keys(), fontsize=8, frameon=False, loc="outside right upper"
     )

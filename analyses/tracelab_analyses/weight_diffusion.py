@@ -185,7 +185,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     for index, (label, result) in enumerate(results.items()):
         good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
-        offset = (index - (len(results) - 1) / 2) * 0.2
+        offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
         place = np.array([layers.index(str(x)) for x in good["layer"].values]) + offset
         value = good["power_exponent"].values
         error = [
@@ -206,7 +206,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 
 ANALYSIS = Analysis(
     name="weight_diffusion",
-    summary="How do weights leave their initialization? Distance against log t and a power of t",
+    summary="How do weights leave their start? Distance against log t and a power of t",
     version=1,
     inputs=(
         Input(

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _LINES = 3
+_SOFTWARE = ("tracelab", "matplotlib", "numpy", "xarray")
 
 
 def report(
@@ -72,40 +74,54 @@ def report(
     """
     _require_matplotlib()
     target = _target(output)
-    opened = [
-        item if isinstance(item, Trace) else open_trace(item)
-        for item in (traces if isinstance(traces, (list, tuple)) else [traces])
-    ]
-    if not opened:
+    folder = _figures_folder(target)
+    given: list[Any] = (
+        list(traces) if isinstance(traces, Sequence) and not isinstance(traces, str) else [traces]
+    )
+    if not given:
         raise UsageError("report needs at least one trace, got none")
-    if not any(len(trace.results) for trace in opened):
-        raise UsageError(
-            f"no trace has any result to report ({', '.join(str(t.location) for t in opened)}); "
-            "compute some with: tracelab analyze TRACE"
-        )
-    named = dict(zip(_labels(opened), opened, strict=True))
-    with styled():
-        analysed = sections(named)
-        distance = distance_picture(named)
-        quantiles = quantile_pictures(named)
-    pictures = [drawn for section in analysed for drawn in section.pictures]
-    pictures += [*quantiles, *([distance] if distance else [])]
-    folder = target.with_name(f"{target.stem}_figures")
-    text = _environment().get_template("page.html.j2").render(
-        title=title or f"Gradient noise of {', '.join(named)}",
-        labels=list(named),
-        answers=[section.answer for section in analysed[:_LINES]],
-        facts=facts(named),
-        sections=analysed,
-        quantiles=quantiles,
-        distance=distance,
-        folder=folder.name,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        software={name: version(name) for name in ("tracelab", "matplotlib", "numpy", "xarray")},
-    )  # fmt: skip
+    with ExitStack() as ours:
+        opened = [
+            item if isinstance(item, Trace) else ours.enter_context(open_trace(item))
+            for item in given
+        ]
+        if not any(len(trace.results) for trace in opened):
+            raise UsageError(
+                f"no trace has any result to report ({', '.join(t.location for t in opened)}); "
+                "compute some with: tracelab analyze TRACE"
+            )
+        named = dict(zip(_labels(opened), opened, strict=True))
+        text, pictures = _draw(named, title, folder.name)
     _write_figures(folder, pictures)
     _replace(target, text.encode())
     return target
+
+
+def _draw(traces: Mapping[str, Trace], title: str | None, folder: str) -> tuple[str, list[Picture]]:
+    """Return the page and its figures, which it says are in `folder`."""
+    with styled():
+        analysed = sections(traces)
+        distance = distance_picture(traces)
+        quantiles = quantile_pictures(traces)
+    pictures = [drawn for section in analysed for drawn in section.pictures]
+    pictures += [*quantiles, *([distance] if distance else [])]
+    text = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            title=title or f"Gradient noise of {', '.join(traces)}",
+            labels=list(traces),
+            answers=[section.answer for section in analysed[:_LINES]],
+            facts=facts(traces),
+            sections=analysed,
+            quantiles=quantiles,
+            distance=distance,
+            folder=folder,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            software={name: version(name) for name in _SOFTWARE},
+        )
+    )
+    return text, pictures
 
 
 def _require_matplotlib() -> None:
@@ -127,6 +143,13 @@ def _target(output: str | os.PathLike[str]) -> Path:
     if target.is_dir():
         raise UsageError(f"the report cannot be written to {target}: that is a folder")
     return target
+
+
+def _figures_folder(target: Path) -> Path:
+    folder = target.with_name(f"{target.stem}_figures")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"figures cannot be saved to {folder}: that is a file; move it away")
+    return folder
 
 
 def _labels(traces: Sequence[Trace]) -> list[str]:
@@ -175,8 +198,6 @@ def _write_figures(folder: Path, pictures: Sequence[Picture]) -> None:
         for drawn in pictures
         for suffix, content in ((".svg", drawn.svg), (".png", drawn.png))
     }
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"figures cannot be saved to {folder}: that is a file; move it away")
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         _replace(folder / name, content)

@@ -31,6 +31,7 @@ COLORS = (
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#555555",
+    "axes.formatter.min_exponent": 4,
     "axes.grid": True,
     "axes.labelsize": 9.5,
     "axes.linewidth": 0.8,
