@@ -78,6 +78,11 @@ class Execution:
         Processes of an embedded cluster on this machine. Default: threads in this process.
     memory : str or int, optional
         Bound on memory, such as ``"4GiB"``.
+
+    Raises
+    ------
+    UsageError
+        If there are no workers, or the memory cannot be read as a size.
     """
 
     client: Any = None
@@ -85,23 +90,22 @@ class Execution:
     workers: int | None = None
     memory: str | int | None = None
 
-    def bytes_allowed(self) -> int | None:
-        """Return the memory bound in bytes.
-
-        Raises
-        ------
-        UsageError
-            If it cannot be read as a size.
-        """
-        if self.memory is None:
-            return None
-        try:
-            allowed = int(parse_bytes(self.memory))
-        except ValueError:
-            allowed = 0
-        if allowed < 1:
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"workers must be at least 1, got {self.workers!r}")
+        if self.memory is not None and not _size(self.memory) > 0:
             raise UsageError(f"memory must be a positive size such as '4GiB', got {self.memory!r}")
-        return allowed
+
+    def bytes_allowed(self) -> int | None:
+        """Return the memory bound in bytes."""
+        return None if self.memory is None else _size(self.memory)
+
+
+def _size(memory: str | int) -> int:
+    try:
+        return int(parse_bytes(memory))
+    except ValueError:
+        return 0
 
 
 # ------------------------------------------------------------------------------------- planning
@@ -231,17 +235,25 @@ def _holds(group: xr.Dataset, source: str) -> bool:
 def _check_units(
     needed: Input, source: str, groups: Mapping[str, str], trace: Trace, analysis: Analysis
 ) -> None:
-    group = trace.groups[groups[source]]
-    if source == "noise":
-        found = {group[name].attrs.get("units") for name in noise.SKETCHED if name in group}
-    elif "@" in source or source in _DERIVED:
+    if "@" in source:
         return
+    group = trace.groups[groups[source]]
+    wanted = needed.variable.units
+    if source == "noise":
+        names: tuple[str, ...] = noise.SKETCHED
+    elif source in _DERIVED:
+        # Derived from the gradients themselves, unless recorded as such.
+        names, wanted = noise.SKETCHED, "loss/weight"
     else:
-        found = {group[source.split("/")[1]].attrs.get("units")}
-    wrong = sorted(str(units) for units in found if units != needed.variable.units)
+        names = (source.split("/")[1],)
+    wrong = sorted(
+        str(group[name].attrs.get("units"))
+        for name in names
+        if name in group.variables and group[name].attrs.get("units") != wanted
+    )
     if wrong:
         raise UsageError(
-            f"analysis {analysis.name!r} needs {source} in {needed.variable.units!r}, "
+            f"analysis {analysis.name!r} needs {source} in {wanted!r}, "
             f"and the trace holds it in {wrong[0]!r}"
         )
 
@@ -519,9 +531,7 @@ def _client(execution: Execution) -> Iterator[Any]:
         with client:
             yield client
         return
-    workers = execution.workers
-    if workers is None or workers < 1:
-        raise UsageError(f"workers must be at least 1, got {workers!r}")
+    workers = execution.workers or 1
     allowed = execution.bytes_allowed()
     with (
         LocalCluster(

@@ -118,7 +118,6 @@ def analyze(
     given = _assign(chosen, parameters or {}, shared)
     matches = _matcher(opened, layers)
     execution = engine.Execution(client, scheduler, workers, memory)
-    execution.bytes_allowed()
     # Every plan is made, and so every mistake reported, before the first hour of computing.
     plans = {
         name: engine.plan(

@@ -79,7 +79,8 @@ def noise_scale(
     error = np.full_like(trace, np.nan)
     quantile = np.nan
     if count > 1:
-        error = factor * squared_deviation.std(axis=-1, ddof=1) / np.sqrt(count)
+        with np.errstate(invalid="ignore"):
+            error = factor * squared_deviation.std(axis=-1, ddof=1) / np.sqrt(count)
         quantile = stats.t.ppf(0.5 + confidence / 2, count - 1)
     low, high = np.maximum(trace - quantile * error, 0.0), trace + quantile * error
     status = np.full(trace.shape, int(Status.OK), dtype=np.uint8)

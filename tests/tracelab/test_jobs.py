@@ -184,7 +184,7 @@ def test_a_killed_job_leaves_nothing_that_reads_as_a_result(trace_path):
 
 def test_results_open_without_tracelab(trace):
     jobs.analyze(trace, "noise_scale")
-    tree = xr.open_datatree(trace.location, group="results", engine="zarr")
+    tree = xr.open_datatree(f"{trace.location}/results", engine="zarr", consolidated=False)
     (leaf,) = tree["noise_scale"].children.values()
     assert leaf["noise_scale"].attrs["units"] == "1"
 
