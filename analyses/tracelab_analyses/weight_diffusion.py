@@ -183,6 +183,8 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
     figure.set_label("Exponent of the power law, and which law fits better, by layer.")
     left, right = figure.subplots(1, 2, sharey=True)
+    if max(float(np.abs(result["delta_aic"]).max()) for result in results.values()) > 100:
+        right.set_xscale("symlog", linthresh=10)
     for index, (label, result) in enumerate(results.items()):
         good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
         offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
@@ -199,8 +201,9 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     left.set(xlabel="exponent ν of t", title="Distance ∝ $t^ν$")
     right.axvline(0, color="0.4", linestyle=":")
     right.set(xlabel="ΔAIC (> 0: log t fits better)", title="log t against $t^ν$")
-    right.set_xscale("symlog", linthresh=10)
-    left.legend(fontsize=8, frameon=False)
+    figure.legend(
+        *left.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper"
+    )
     return figure
 
 
