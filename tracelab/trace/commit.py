@@ -15,9 +15,10 @@ import numpy as np
 
 from tracelab.contracts import Variable
 from tracelab.trace import documents
+from tracelab.trace.blocks import Block
 from tracelab.trace.layout import cut
 from tracelab.trace.locations import Sink
-from tracelab.trace.rows import GroupRules, Row
+from tracelab.trace.rows import GroupRules
 from tracelab.trace.schema import COORDINATE_TABLES, LAYER, LAYER_TABLE, STEP, fill_value
 from tracelab.trace.shards import Part, ShardBuilder, encode_strings, encode_table
 from tracelab.typing import Array
@@ -50,22 +51,17 @@ class GroupStore:
         self._builders: dict[str, ShardBuilder] = {}
         self._documents: Documents = {}
 
-    def extend(self, rows: Sequence[Row]) -> None:
+    def extend(self, block: Block) -> None:
         """Take rows; store the shards they fill."""
-        columns: dict[str, list[Array | None]] = {
-            STEP.name: [np.asarray(row.step, dtype=np.int64) for row in rows]
+        columns = {STEP.name: block.steps[: block.count]} | {
+            name: values[: block.count] for name, values in block.arrays.items()
         }
-        for name in dict.fromkeys(
-            [*self._builders, *(name for row in rows for name in row.arrays)]
-        ):
-            if name != STEP.name:
-                columns[name] = [row.arrays.get(name) for row in rows]
         new = [name for name in columns if name not in self._builders]
         for name in new:
             self._begin(name, share=self._memory // (len(self._builders) + len(new)))
-        for name, values in columns.items():
-            self._put_shards(name, self._builders[name].extend(values))
-        self.rows += len(rows)
+        for name, builder in self._builders.items():
+            self._put_shards(name, builder.extend(columns.get(name), block.count))
+        self.rows += block.count
 
     def _begin(self, name: str, share: int) -> None:
         variable = STEP if name == STEP.name else self.rules.variables[name]
@@ -73,7 +69,7 @@ class GroupStore:
         layout = cut(variable.dims, shape, variable.dtype, share=share, largest=self._memory)
         builder = ShardBuilder(layout, shape, variable.dtype, fill_value(variable.dtype))
         # An array that appears late was missing from all rows before.
-        self._put_shards(name, builder.extend([None] * self.rows))
+        self._put_shards(name, builder.extend(None, self.rows))
         self._builders[name] = builder
         self._documents[name] = documents.array(variable, shape, layout)
 

@@ -101,15 +101,14 @@ def _chunk(sizes: dict[str, int], itemsize: int) -> tuple[int, tuple[int, ...]]:
         extents["coordinate"] = min(sizes["coordinate"], COORDINATES, fitting)
         return (16 if len(sizes) == 1 else 1), tuple(extents.values())
     if "direction" in sizes and set(sizes) - {"layer", "direction"}:
-        return 1, tuple(
-            extents.values() if "layer" not in sizes else (extents | {"layer": 1}).values()
-        )
+        cell = extents | {"layer": 1} if "layer" in sizes else extents
+        return 1, tuple(cell.values())
     each = math.prod(size for dim, size in extents.items() if dim != "layer")
     if "layer" in sizes:
         extents["layer"] = min(sizes["layer"], max(1, 1024 // each))
     elements = math.prod(extents.values())
     rows = _power_of_two(max(1, SERIES_ELEMENTS // elements))
-    return min(rows, 256 if sizes else 1024), tuple(extents.values())
+    return min(rows, 1024 if sizes else 4096), tuple(extents.values())
 
 
 def _power_of_two(number: int) -> int:

@@ -11,17 +11,19 @@ from typing import Any
 
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import documents
+from tracelab.trace.blocks import Block, owned
 from tracelab.trace.commit import Documents, GroupStore
 from tracelab.trace.layout import GROUP_BYTES
 from tracelab.trace.locations import Sink
-from tracelab.trace.rows import GroupRules, Row
+from tracelab.trace.rows import GroupRules
+from tracelab.typing import Array
 
 __all__ = ["Recorder"]
 
 # The thread sleeps until this much is handed over: waking it for every row would make training
 # wait for the interpreter lock.
 _WAKE_BYTES = 8 * 2**20
-_WAKE_ROWS = 256
+_WAKE_BLOCKS = 64
 
 
 class Recorder:
@@ -62,8 +64,10 @@ class Recorder:
         self._members = members
         self._changed = threading.Condition()
         # Everything below is guarded by the condition's lock.
-        self._queue: deque[Row | GroupRules] = deque()
+        self._queue: deque[Block | GroupRules] = deque()
+        self._filling: dict[str, Block] = {}
         self._pending = 0
+        self._starved = False
         self._accepted: Counter[str] = Counter()
         self._committed: Counter[str] = Counter()
         self._commit_at: float | None = None
@@ -77,36 +81,43 @@ class Recorder:
 
     # ------------------------------------------------------------------- from the training thread
 
-    def put(self, row: Row) -> None:
+    def put(self, rules: GroupRules, step: int, row: Mapping[str, Array]) -> None:
         """Hand a row over; blocks while as much as the queue may hold is pending."""
+        nbytes = rules.row_bytes(row)
+        kept = owned(rules, row, nbytes)
         with self._changed:
-            self._raise_failure()
-            while self._pending and self._pending + row.nbytes > self._queue_bytes:
+            self.raise_failure()
+            while self._pending and self._pending + nbytes > self._queue_bytes:
+                self._starved = True
+                self._changed.notify_all()
                 self._changed.wait()
-                self._raise_failure()
+                self.raise_failure()
                 if self._closing:
                     raise UsageError(f"the writer of {self._name} is closed")
-            self._enqueue(row)
-            self._pending += row.nbytes
-            self._accepted[row.group] += 1
+            block = self._filling.get(rules.name)
+            if block is None or not block.takes(kept):
+                if block is not None:
+                    self._queue.append(block)
+                block = self._filling[rules.name] = Block.begin(rules, kept, nbytes)
+            block.add(step, kept)
+            self._pending += nbytes
+            self._accepted[rules.name] += 1
+            self._schedule()
+            if self._full():
+                self._changed.notify_all()
 
     def declare(self, rules: GroupRules) -> None:
         """Hand over a group's declaration, before its rows."""
         with self._changed:
-            self._raise_failure()
-            self._enqueue(rules)
+            self.raise_failure()
+            self._queue.append(rules)
+            self._schedule()
 
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Change root attributes; they are stored with the next commit."""
         with self._changed:
             self._attributes = {**self._attributes, **attributes}
             self._schedule()
-
-    def _enqueue(self, item: Row | GroupRules) -> None:
-        self._queue.append(item)
-        self._schedule()
-        if self._full():
-            self._changed.notify_all()
 
     def _schedule(self) -> None:
         if self._commit_at is None:
@@ -115,8 +126,9 @@ class Recorder:
 
     def _full(self) -> bool:
         return (
-            self._pending >= min(_WAKE_BYTES, self._queue_bytes // 2)
-            or len(self._queue) >= _WAKE_ROWS
+            self._starved
+            or self._pending >= min(_WAKE_BYTES, self._queue_bytes // 2)
+            or len(self._queue) >= _WAKE_BLOCKS
         )
 
     def flush(self) -> None:
@@ -133,7 +145,7 @@ class Recorder:
             self._changed.notify_all()
             while self._answered < mine and self._failure is None and not self._closing:
                 self._changed.wait()
-            self._raise_failure()
+            self.raise_failure()
 
     def stop(self) -> None:
         """End the thread, without another commit."""
@@ -142,12 +154,8 @@ class Recorder:
             self._changed.notify_all()
         self._thread.join()
 
-    @property
-    def failed(self) -> bool:
-        """Whether recording stopped because of an error."""
-        return self._failure is not None
-
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise TraceError if recording stopped; it counts the rows that were lost."""
         if self._failure is None:
             return
         lost = self._accepted - self._committed
@@ -175,14 +183,12 @@ class Recorder:
                     self._changed.wait(wait)
                 if self._closing:
                     return
-                items = list(self._queue)
-                self._queue.clear()
                 asked = self._asked
                 commit = asked > self._answered or self._overdue()
                 attributes = self._attributes
+                items = self._take()
             try:
                 self._absorb(items)
-                items.clear()
                 if commit:
                     self._commit(attributes)
             except Exception as error:
@@ -199,34 +205,30 @@ class Recorder:
     def _overdue(self) -> bool:
         return self._commit_at is not None and time.monotonic() >= self._commit_at
 
-    def _absorb(self, items: list[Row | GroupRules]) -> None:
-        """Move rows into shards, a run of rows of one group at a time."""
-        rows: dict[str, list[Row]] = {}
-        size = 0
-        for item in items:
+    def _take(self) -> deque[Block | GroupRules]:
+        items, self._queue = self._queue, deque()
+        items.extend(self._filling.values())
+        self._filling = {}
+        self._starved = False
+        return items
+
+    def _absorb(self, items: deque[Block | GroupRules]) -> None:
+        """Move rows into shards; each block is free for others as soon as it has been."""
+        while items:
+            item = items.popleft()
             if isinstance(item, GroupRules):
                 self._groups[item.name] = GroupStore(item, self._sink, self._memory)
                 continue
-            rows.setdefault(item.group, []).append(item)
-            size += item.nbytes
-            if size >= _WAKE_BYTES:
-                self._extend(rows, size)
-                size = 0
-        self._extend(rows, size)
-
-    def _extend(self, rows: dict[str, list[Row]], size: int) -> None:
-        for name, part in rows.items():
-            self._groups[name].extend(part)
-        rows.clear()
-        with self._changed:
-            self._pending -= size
-            self._changed.notify_all()
+            self._groups[item.group].extend(item)
+            with self._changed:
+                self._pending -= item.count * item.row_bytes
+                self._changed.notify_all()
 
     def _commit(self, attributes: Mapping[str, Any]) -> None:
         with self._changed:
             # Rows that arrive from here on wait for the next commit.
             self._commit_at = None
-            if self._queue or self._attributes is not attributes:
+            if self._queue or self._filling or self._attributes is not attributes:
                 self._schedule()
         members = dict(self._members)
         for group in self._groups.values():
@@ -250,6 +252,7 @@ class Recorder:
         with self._changed:
             self._failure = error
             self._queue.clear()
+            self._filling = {}
             self._groups = {}
             self._pending = 0
             self._changed.notify_all()

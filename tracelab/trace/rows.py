@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,21 +16,11 @@ from tracelab.trace import documents
 from tracelab.trace.schema import DTYPES, KINDS, NAME, RESERVED_GROUPS, Kind, fill_value
 from tracelab.typing import Array, IntArray
 
-__all__ = ["GroupRules", "Row", "declare"]
+__all__ = ["GroupRules", "declare"]
 
 _NOT_ROWS = ("step", "layer", "coordinate_layer", "coordinate_index")
 _SAMPLED = ("sampled", "mean_sampled")
 _FULL = ("full", "mean_full")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row on its way to the store, checked and of the stored dtypes."""
-
-    group: str
-    step: int
-    arrays: Mapping[str, Array]
-    nbytes: int
 
 
 @dataclass(slots=True)
@@ -59,6 +49,8 @@ class GroupRules:
     variables: dict[str, Variable] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sizes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    known: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = field(default_factory=dict)
+    always: tuple[str, ...] = ()
     last_step: int = -1
 
     @property
@@ -66,8 +58,14 @@ class GroupRules:
         """Whether anything of its kind belongs to layers."""
         return any({"layer", "coordinate"} & set(v.dims) for v in self.kind.variables)
 
-    def row(self, step: Any, arrays: Mapping[str, Any]) -> Row:
+    def row(self, step: Any, arrays: Mapping[str, Any]) -> tuple[int, dict[str, Array]]:
         """Return a checked row; what it settles is kept only if all of it is right.
+
+        Returns
+        -------
+        step : int
+        arrays : dict of str to ndarray
+            As given, if they are arrays: still the caller's, and not yet of the stored dtype.
 
         Raises
         ------
@@ -78,21 +76,38 @@ class GroupRules:
         number = self._step(step)
         if not arrays:
             raise UsageError(f"a row of group {self.name!r} needs at least one array")
-        checked = {name: self._stored(name, value) for name, value in arrays.items()}
-        new = [name for name in checked if name not in self.variables]
+        checked: dict[str, Array] = {}
+        new = []
+        for name, value in arrays.items():
+            given = value if type(value) is np.ndarray else self._array(name, value)
+            known = self.known.get(name)
+            if known is None:
+                new.append(name)
+                self._check(name, given)
+            # Most rows are what the rows before were: one comparison of identities is enough.
+            elif given.shape != known[1] or (
+                given.dtype is not known[0] and given.dtype.kind not in _allowed(known[0])
+            ):
+                self._check(name, given)
+            checked[name] = given
+        if self.always:
+            self._check_complete(number, checked)
         if new:
             self._settle({name: checked[name] for name in new})
-        for name in self.variables:
-            if name not in checked and fill_value(self.variables[name].dtype) is None:
-                self._forget(new)
+        self.last_step = number
+        return number, checked
+
+    def _check_complete(self, step: int, row: Mapping[str, Array]) -> None:
+        for name in self.always:
+            if name not in row:
                 raise UsageError(
-                    f"group {self.name!r}: the row of step {number} lacks {name!r}, and its dtype "
+                    f"group {self.name!r}: the row of step {step} lacks {name!r}, and its dtype "
                     f"{self.variables[name].dtype} has no missing value; give it in every row"
                 )
-        self.last_step = number
-        return Row(
-            self.name, number, checked, 128 + sum(array.nbytes for array in checked.values())
-        )
+
+    def row_bytes(self, row: Iterable[str]) -> int:
+        """Return the bytes of a row that holds these arrays, with its step."""
+        return 8 + sum(self.known[name][2] for name in row)
 
     def _step(self, step: Any) -> int:
         try:
@@ -128,47 +143,42 @@ class GroupRules:
             f"{', '.join(self.kind.names())}"
         )
 
-    def _stored(self, name: str, value: Any) -> Array:
-        variable = self._variable(name)
-        array = self._converted(variable, value)
-        shape = self.shapes.get(name)
-        if shape is None:
-            if array.ndim != len(variable.dims) - 1:
-                raise UsageError(
-                    f"group {self.name!r}: a row of {name!r} has the dimensions "
-                    f"{variable.dims[1:]}, got an array of shape {array.shape}"
-                )
-        elif array.shape != shape:
-            raise UsageError(
-                f"group {self.name!r}: {name!r} has had rows of shape {shape}, got {array.shape}"
-            )
-        return array
-
-    def _converted(self, variable: Variable, value: Any) -> Array:
-        """Return an array of the stored dtype that nobody else will change."""
+    def _array(self, name: str, value: Any) -> Array:
         try:
-            given = np.asarray(value)
+            return np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(
-                f"group {self.name!r}: {variable.name!r} is no array of numbers: {error}"
+                f"group {self.name!r}: {name!r} is no array of numbers: {error}"
             ) from None
-        target = np.dtype(variable.dtype)
-        allowed = "biuf" if target.kind == "f" else "biu" if target.kind in "iu" else "b"
-        if given.dtype.kind not in allowed:
+
+    def _check(self, name: str, given: Array) -> None:
+        variable = self._variable(name)
+        if given.dtype.kind not in _allowed(np.dtype(variable.dtype)):
             raise UsageError(
-                f"group {self.name!r}: {variable.name!r} is stored as {target}, "
-                f"got {given.dtype}; convert it first"
+                f"group {self.name!r}: {name!r} is stored as {variable.dtype}, got {given.dtype}; "
+                "convert it first"
             )
-        if given.dtype != target:
-            return given.astype(target)
-        # A read-only array is a promise; any other may change before it is written.
-        return given.copy() if given.flags.writeable else given
+        if name in self.shapes and given.shape != self.shapes[name]:
+            raise UsageError(
+                f"group {self.name!r}: {name!r} has had rows of shape {self.shapes[name]}, got "
+                f"{given.shape}"
+            )
+        if given.ndim != len(variable.dims) - 1:
+            raise UsageError(
+                f"group {self.name!r}: a row of {name!r} has the dimensions {variable.dims[1:]}, "
+                f"got an array of shape {given.shape}"
+            )
 
     def _settle(self, arrays: Mapping[str, Array]) -> None:
         """Keep the shapes of arrays seen for the first time, all or none."""
         sizes = dict(self.sizes)
         variables = {name: self._variable(name) for name in arrays}
         for name, array in arrays.items():
+            if self.last_step >= 0 and fill_value(variables[name].dtype) is None:
+                raise UsageError(
+                    f"group {self.name!r}: {name!r} was not in the rows before, and its dtype "
+                    f"{variables[name].dtype} has no missing value; give it from the first row on"
+                )
             for dim, size in zip(variables[name].dims[1:], array.shape, strict=True):
                 known = sizes.setdefault(dim, (size, name))
                 if known[0] != size:
@@ -183,10 +193,17 @@ class GroupRules:
         self.sizes = sizes
         self.variables = {**self.variables, **variables}
         self.shapes = {**self.shapes, **{name: array.shape for name, array in arrays.items()}}
-
-    def _forget(self, names: Sequence[str]) -> None:
-        self.variables = {key: var for key, var in self.variables.items() if key not in names}
-        self.shapes = {key: shape for key, shape in self.shapes.items() if key not in names}
+        self.known = {
+            name: (
+                np.dtype(variable.dtype),
+                self.shapes[name],
+                np.dtype(variable.dtype).itemsize * math.prod(self.shapes[name]),
+            )
+            for name, variable in self.variables.items()
+        }
+        self.always = tuple(
+            name for name, variable in self.variables.items() if fill_value(variable.dtype) is None
+        )
 
     def _check_coordinates(
         self, variables: Mapping[str, Variable], sizes: Mapping[str, tuple[int, str]]
@@ -227,6 +244,11 @@ class GroupRules:
             np.repeat(np.arange(len(numel), dtype=np.int32), numel),
             np.concatenate([np.arange(count, dtype=np.int64) for count in numel]),
         )
+
+
+def _allowed(stored: np.dtype[Any]) -> str:
+    """Return the kinds of NumPy dtypes that a stored dtype takes without losing their meaning."""
+    return {"f": "biuf", "b": "b"}.get(stored.kind, "biu")
 
 
 def declare(

@@ -61,20 +61,20 @@ class ShardBuilder:
             _Column(position, layout, row_shape) for position in itertools.product(*grid)
         ]
 
-    def extend(self, rows: Sequence[Array | None]) -> Iterator[Shard]:
-        """Take rows, None for a missing one; yield (chunk key, content) of shards they fill.
+    def extend(self, rows: Array | None, count: int) -> Iterator[Shard]:
+        """Take `count` rows, None where they are missing; yield the shards they fill.
 
-        The caller stores a shard before it asks for the next: then no more than one row's shards
-        are held.
+        A shard is a chunk key and its content. The caller stores it before it asks for the next:
+        then no more than one row's shards are held.
         """
         done = 0
-        while done < len(rows):
+        while done < count:
             inside = self.rows % self._chunk_rows
-            count = min(self._chunk_rows - inside, len(rows) - done)
-            part = rows[done : done + count]
+            taken = min(self._chunk_rows - inside, count - done)
+            part = None if rows is None else rows[done : done + taken]
             shard = self.rows // self._shard_rows
-            self.rows += count
-            done += count
+            self.rows += taken
+            done += taken
             for column in self._columns:
                 self._place(column, inside, part)
                 if self.rows % self._chunk_rows == 0:
@@ -90,25 +90,20 @@ class ShardBuilder:
                 column.seal()
                 yield column.encode(self.rows // self._shard_rows)
 
-    def _place(self, column: _Column, first: int, rows: Sequence[Array | None]) -> None:
+    def _place(self, column: _Column, first: int, rows: Array | None) -> None:
         if first == 0:
             column.blocks.append(None)
+        if rows is None:
+            return
         block = column.blocks[-1]
         if block is None:
-            if all(row is None for row in rows):
-                return
             block = np.empty(len(column.cells), self._dtype)
             block["values"] = 0 if self._fill is None else self._fill
             column.blocks[-1] = block
         values = block["values"]
-        if column.whole and not any(row is None for row in rows):
-            values[0, first : first + len(rows)] = rows
-            return
-        for index, row in enumerate(rows, start=first):
-            if row is not None:
-                for cell, (source, target) in enumerate(column.cells):
-                    place: Any = (cell, index, *target)
-                    values[place] = row[source]
+        for cell, (source, target) in enumerate(column.cells):
+            place: Any = (cell, slice(first, first + len(rows)), *target)
+            values[place] = rows[(slice(None), *source)]
 
 
 class _Column:
@@ -140,7 +135,6 @@ class _Column:
                 source = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
                 self.cells.append((source, tuple(slice(0, n) for n in lengths)))
                 self._places.append(place)
-        self.whole = len(self.cells) == 1 and layout.chunk[1:] == row_shape
 
     def seal(self) -> None:
         """Put checksums behind the chunks that changed."""

@@ -1,31 +1,23 @@
-"""create(): records a run into a trace, from any source; needs no framework."""
+"""Writer: takes the rows of a run, from any source; needs no framework."""
 
 from __future__ import annotations
 
-import math
-import operator
 import os
-import platform
 import threading
-import uuid
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tracelab.contracts import NETWORK, Variable
+from tracelab.contracts import Variable
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import documents, exits
 from tracelab.trace.commit import store_layers
-from tracelab.trace.locations import Location, PathLike, resolve
+from tracelab.trace.locations import Location
 from tracelab.trace.recorder import Recorder
 from tracelab.trace.rows import GroupRules, declare
-from tracelab.trace.schema import FORMAT, FORMAT_VERSION
-from tracelab.trace.snapshot import is_trace
 
-__all__ = ["Writer", "create"]
+__all__ = ["Writer", "given_attributes"]
 
 _RESERVED = ("format", "format_version", "run", "created", "state", "incomplete_reasons")
 
@@ -164,7 +156,8 @@ class Writer:
             if rules is None:
                 self.define(group)
                 rules = self._groups[group]
-            self._recorder.put(rules.row(step, arrays))
+            number, row = rules.row(step, arrays)
+            self._recorder.put(rules, number, row)
 
     def set_attrs(self, **attrs: Any) -> None:
         """Set attributes of the trace, such as ``optimizer`` or ``seed``.
@@ -173,10 +166,16 @@ class Writer:
         ------
         UsageError
             If tracelab sets the attribute itself, or JSON cannot hold its value.
+        TraceError
+            If recording stopped.
         """
         with self._lock:
             self._check_open()
-            self._update(_attributes(attrs))
+            self._recorder.raise_failure()
+            given = given_attributes(attrs)
+            if "software" in given:
+                given["software"] = {**self._attributes["software"], **given["software"]}
+            self._update(given)
 
     def mark_incomplete(self, reason: str) -> None:
         """Note that something is missing from the trace; closing then says "incomplete"."""
@@ -260,7 +259,7 @@ class Writer:
             self.close()
         except TraceError as second:
             # The first exception is the news; this one goes along.
-            if error is not None and error is not second:
+            if error is not None and not isinstance(error, TraceError):
                 error.add_note(str(second))
 
     def __repr__(self) -> str:
@@ -270,132 +269,16 @@ class Writer:
         )
 
 
-def create(
-    path: PathLike,
-    layers: Mapping[str, Sequence[int]],
-    metadata: Mapping[str, Any] | None = None,
-    *,
-    overwrite: bool = False,
-    attrs: Mapping[str, Any] | None = None,
-    kinds: Mapping[str, str] | None = None,
-    queue_bytes: int = 256 * 2**20,
-    flush_seconds: float = 10.0,
-) -> Writer:
-    """Create a trace and return its writer.
-
-    Parameters
-    ----------
-    path : str, path or zarr Store
-        A folder, a URL such as ``s3://bucket/run.zarr``, or an open Zarr store.
-    layers : mapping of str to tuple of int
-        Shape of each trainable parameter tensor, in the order of the model.
-    metadata : mapping, optional
-        Anything of the user's that JSON can hold.
-    overwrite : bool
-        Replace the trace at `path`, if there is one. Anything else there is left alone.
-    attrs : mapping, optional
-        Attributes of the trace: ``model``, ``optimizer``, ``seed``, ...
-    kinds : mapping of str to str, optional
-        Class of the module that owns a layer. Default: ``"parameter"``.
-    queue_bytes : int
-        Rows pending in memory beyond which `Writer.append` blocks.
-    flush_seconds : float
-        How long a row waits at most until it is committed.
-
-    Returns
-    -------
-    Writer
+def given_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return root attributes that a user gives, as JSON can hold them.
 
     Raises
     ------
     UsageError
-        If there is something at `path`, or an argument cannot be used.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> with create("run.zarr", layers={"fc.weight": (8, 16)}) as writer:  # doctest: +SKIP
-    ...     writer.append("steps", step=0, loss=2.3)
-    ...     writer.append("gradients", step=0, full=np.zeros(128, np.float32))
+        If tracelab sets one of them itself, or JSON cannot hold it.
     """
-    shapes = _shapes(layers)
-    owners = dict(kinds or {})
-    unknown = [name for name in owners if name not in shapes]
-    if unknown:
-        raise UsageError(f"kinds names {unknown[0]!r}, which is not among the layers")
-    if queue_bytes < 1 or not flush_seconds >= 0:
-        raise UsageError(
-            "queue_bytes must be positive and flush_seconds not negative, got "
-            f"{queue_bytes} and {flush_seconds}"
-        )
-    attributes = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "run": uuid.uuid4().hex,
-        "created": datetime.now(UTC).isoformat(),
-        "state": "recording",
-        "incomplete_reasons": [],
-        "metadata": documents.plain(dict(metadata or {}), "metadata"),
-        "compression": "none",
-        "software": {"python": platform.python_version()}
-        | {name: version(name) for name in ("tracelab", "numpy", "zarr")},
-    }
-    given = _attributes(attrs or {})
-    software = attributes["software"] | given.pop("software", {})
-    location = resolve(path)
-    location.sink()
-    _make_room(location, overwrite)
-    return Writer(
-        location,
-        shapes,
-        owners,
-        {**attributes, **given, "software": software},
-        queue_bytes=queue_bytes,
-        flush_seconds=flush_seconds,
-    )
-
-
-def _shapes(layers: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    if not layers:
-        raise UsageError("layers is empty; give at least one layer's name and shape")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in layers.items():
-        if not isinstance(name, str) or not name.isprintable() or not name or name == NETWORK:
-            raise UsageError(
-                f"a layer cannot be called {name!r}; give a printable text other than {NETWORK!r}"
-            )
-        try:
-            sizes = tuple(operator.index(size) for size in shape)
-        except TypeError:
-            sizes = (0,)
-        if any(size < 1 for size in sizes) or math.prod(sizes) > 2**62:
-            raise UsageError(
-                f"layer {name!r}: a shape is a tuple of positive integers, got {shape!r}"
-            )
-        shapes[name] = sizes
-    return shapes
-
-
-def _attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
     for name in attrs:
         if name in _RESERVED:
             raise UsageError(f"the attribute {name!r} is set by tracelab and cannot be given")
     plain: dict[str, Any] = documents.plain(dict(attrs), "attrs")
     return plain
-
-
-def _make_room(location: Location, overwrite: bool) -> None:
-    if not location.exists():
-        return
-    if not is_trace(location):
-        raise UsageError(
-            f"{location.name} exists and is not a trace, so it is left alone; choose another path"
-        )
-    if not overwrite:
-        raise UsageError(
-            f"there is a trace at {location.name}; choose another path or pass overwrite=True"
-        )
-    for other in exits.writers():
-        if location.folder is not None and other.path == location.folder:
-            other.abandon()
-    location.clear()

@@ -1,0 +1,38 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tracelab.errors import UsageError
+from tracelab.trace import documents
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        (None, None),
+        (True, True),
+        ({"a": (1, 2.5), 3: "x"}, {"a": [1, 2.5], "3": "x"}),
+        (np.float32(0.5), 0.5),
+        (np.arange(3), [0, 1, 2]),
+        (float("nan"), "NaN"),
+        (float("-inf"), "-Infinity"),
+        ([np.inf], ["Infinity"]),
+        (Path("a/b"), "a/b"),
+    ],
+)
+def test_what_json_can_say(value, wanted):
+    assert documents.plain(value, "metadata") == wanted
+
+
+def test_what_json_cannot_say_is_named():
+    with pytest.raises(UsageError, match=r"metadata\.model\.net holds a object, which JSON"):
+        documents.plain({"model": {"net": object()}}, "metadata")
+
+
+def test_the_root_document_consolidates_its_groups_as_zarr_python_does():
+    members = {"a": documents.group({"kind": "x"})}
+    inline = documents.root({}, members)["consolidated_metadata"]
+    assert inline["kind"] == "inline"
+    assert inline["metadata"]["a"]["consolidated_metadata"]["metadata"] == {}
+    assert "consolidated_metadata" not in members["a"]
