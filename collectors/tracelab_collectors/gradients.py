@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import InitVar, dataclass, field
 
+import torch
+from torch import Tensor
+
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sketch, validate
-from tracelab_collectors.collector import Recording, Run, select_layers
+from tracelab_collectors.collector import Block, Recording, Run, select_layers
 from tracelab_collectors.sketching import sketcher
 
 __all__ = ["Gradients"]
@@ -67,9 +70,18 @@ class Gradients:
         layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
         sketches = validate(self.sketch)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
+
+        def reduce(block: Block) -> dict[str, Tensor]:
+            arrays = apply(block.sources["gradient"])
+            for row, layer in block.missing:
+                # Directions that no weight of a small layer falls into would be zero.
+                if "projected" in arrays:
+                    arrays["projected"][row, layer] = torch.nan
+            return arrays
+
         return Recording(
             layout,
-            lambda block: apply(block.sources["gradient"]),
+            reduce,
             reads=frozenset({"gradient"}),
             sketches=sketches,
         )

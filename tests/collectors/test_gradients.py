@@ -1,0 +1,290 @@
+"""The recorded gradient is the one the optimizer used, however the loop produced it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+import tracelab
+from tracelab_collectors import Gradients
+from tracelab_collectors.session import attach
+
+FULL = (Gradients(sketch=tracelab.Full()),)
+
+
+def flat(tensors) -> np.ndarray:
+    return torch.cat([tensor.detach().flatten() for tensor in tensors]).numpy()
+
+
+def weights(net: nn.Module) -> np.ndarray:
+    return flat(net.parameters())
+
+
+def loss_of(net: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(net(inputs), targets)
+
+
+def plain(net, optimizer, inputs, targets):
+    loss_of(net, inputs, targets).backward()
+
+
+def accumulated(net, optimizer, inputs, targets):
+    for part in range(4):
+        (loss_of(net, inputs[part::4], targets[part::4]) / 4).backward()
+
+
+def clipped(net, optimizer, inputs, targets):
+    loss_of(net, inputs, targets).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 1e-3)
+
+
+@pytest.mark.parametrize("backward", [plain, accumulated, clipped])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_gradient_is_the_move_over_the_learning_rate(
+    backward: Callable, foreach: bool, net, inputs, targets, path: Path, group
+) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5, foreach=foreach)
+    moved = []
+    with attach(net, optimizer, path, collectors=FULL):
+        for _ in range(3):
+            optimizer.zero_grad()
+            backward(net, optimizer, inputs, targets)
+            before = weights(net)
+            optimizer.step()
+            moved.append((before - weights(net)) / 0.5)
+    # Rounding of w - lr g: half a unit in the last place of a weight below 1, over lr.
+    np.testing.assert_allclose(group("gradients")["full"], moved, rtol=0, atol=2.5e-7)
+    passes = 4 if backward is accumulated else 1
+    assert group("steps")["micro_batches"].values.tolist() == [passes] * 3
+    if backward is clipped:
+        norms = np.linalg.norm(group("gradients")["full"], axis=1)
+        np.testing.assert_allclose(norms, 1e-3, rtol=1e-2)
+
+
+def test_full_sketch_against_autograd(net, inputs, targets, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+    expected = []
+    with attach(net, optimizer, path, collectors=FULL):
+        for _ in range(4):
+            loss = loss_of(net, inputs, targets)
+            expected.append(flat(torch.autograd.grad(loss, list(net.parameters()))))
+            optimizer.zero_grad()
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+            # A held reference is zeroed or mutated; a copy is not.
+            optimizer.zero_grad(set_to_none=False)
+    np.testing.assert_array_equal(group("gradients")["full"], expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("unscale", [False, True])
+def test_grad_scaler(fused: bool, unscale: bool, net, inputs, targets, path, group) -> None:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    expected = []
+    with attach(net, optimizer, path, collectors=FULL):
+        for step in range(3):
+            optimizer.zero_grad()
+            loss = loss_of(net, inputs, targets)
+            expected.append(flat(torch.autograd.grad(loss, list(net.parameters()))))
+            loss = loss_of(net, inputs, targets) * (float("inf") if step == 1 else 1.0)
+            scaler.scale(loss).backward()
+            if unscale:
+                scaler.unscale_(optimizer)
+            before = weights(net)
+            scaler.step(optimizer)
+            scaler.update()
+            assert np.array_equal(weights(net), before) == (step == 1)
+    full, steps = group("gradients")["full"].values, group("steps")
+    # A fused step is called at an overflow and skips by itself; another is not called.
+    rows = {0: 0, 2: 2} if fused else {0: 0, 1: 2}
+    assert steps["applied"].values.tolist() == ([True, False, True] if fused else [True, True])
+    for row, step in rows.items():
+        # Scales are powers of two: exact.
+        np.testing.assert_array_equal(full[row], expected[step])
+    if fused:
+        assert not np.isfinite(full[1]).any()
+
+
+def test_a_later_hook_of_the_user_is_seen(net, inputs, targets, path: Path, group) -> None:
+    """Ours moves behind hooks that were registered after it, already at the first step."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+
+    def halve(*_: object) -> None:
+        for parameter in net.parameters():
+            parameter.grad.mul_(0.5)
+
+    with attach(net, optimizer, path, collectors=FULL):
+        optimizer.register_step_pre_hook(halve)
+        moved = []
+        for _ in range(2):
+            optimizer.zero_grad()
+            plain(net, optimizer, inputs, targets)
+            before = weights(net)
+            optimizer.step()
+            moved.append((before - weights(net)) / 0.5)
+    np.testing.assert_allclose(group("gradients")["full"], moved, rtol=0, atol=2.5e-7)
+
+
+@pytest.mark.parametrize("keyword", [False, True])
+def test_closure(keyword: bool, net, inputs, targets, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(net, inputs, targets)
+        loss.backward()
+        return loss
+
+    moved = []
+    with attach(net, optimizer, path, collectors=FULL):
+        for _ in range(3):
+            before = weights(net)
+            loss = optimizer.step(closure=closure) if keyword else optimizer.step(closure)
+            assert loss is not None
+            moved.append((before - weights(net)) / 0.5)
+    np.testing.assert_allclose(group("gradients")["full"], moved, rtol=0, atol=2.5e-7)
+    assert group("steps")["micro_batches"].values.tolist() == [1, 1, 1]
+
+
+def test_layers_without_a_gradient_are_nan(net, inputs, targets, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with attach(net, optimizer, path):
+        for step in range(3):
+            optimizer.zero_grad()
+            for parameter in net[0].parameters():
+                parameter.requires_grad_(step != 1)
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+    gradients, statistics = group("gradients"), group("statistics")
+    absent = np.zeros((3, 4), dtype=bool)
+    absent[1, :2] = True
+    np.testing.assert_array_equal(np.isnan(gradients["projected"]).all("direction"), absent)
+    np.testing.assert_array_equal(np.isnan(gradients["projected"]).any("direction"), absent)
+    for name, values in statistics.data_vars.items():
+        expected = absent if str(name).startswith("gradient") else np.zeros_like(absent)
+        np.testing.assert_array_equal(np.isnan(values), expected, err_msg=str(name))
+
+
+def test_non_finite_gradients_are_recorded_and_counted(net, inputs, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    with attach(net, optimizer, path, collectors=None):
+        for _ in range(2):
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            net[0].weight.grad[0, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+            optimizer.step()
+    statistics = group("statistics")
+    assert statistics["gradient_nonfinite"].values.tolist() == [[3, 0, 0, 0]] * 2
+    assert np.isnan(statistics["gradient_norm"][:, 0]).all()
+    np.testing.assert_allclose(statistics["gradient_log_abs_mean"][:, 0], 0, atol=1e-6)
+    np.testing.assert_allclose(statistics["gradient_norm"][:, 1], np.sqrt(5), rtol=1e-6)
+    assert not np.isfinite(group("gradients")["projected"][:, 0]).all()
+
+
+def test_sparse_gradients_are_summed_over_repeats(path: Path, group) -> None:
+    model = nn.Sequential(nn.Embedding(10, 4, sparse=True), nn.Flatten(), nn.Linear(12, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    rows = torch.tensor([[1, 1, 7], [1, 2, 7]])
+    with attach(model, optimizer, path, collectors=FULL):
+        before = weights(model)
+        model(rows).sum().backward()
+        assert model[0].weight.grad.is_sparse
+        optimizer.step()
+    np.testing.assert_allclose(
+        group("gradients")["full"][0], (before - weights(model)) / 0.5, atol=1e-6
+    )
+
+
+def test_tied_weights_stand_once(path: Path, group, attrs) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inward, self.outward = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.outward.weight = self.inward.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outward(self.inward(x))
+
+    model = Tied()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with attach(model, optimizer, path, collectors=FULL):
+        before = weights(model)
+        model(torch.randn(3, 4)).sum().backward()
+        optimizer.step()
+    recorded = group("gradients")
+    assert recorded["layer"].values.tolist() == ["inward.weight", "inward.bias", "outward.bias"]
+    np.testing.assert_allclose(recorded["full"][0], (before - weights(model)) / 0.5, atol=1e-6)
+    assert attrs()["model"]["tied"] == {"outward.weight": "inward.weight"}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes(dtype: torch.dtype, net, inputs, targets, path: Path, group) -> None:
+    net = net.to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with attach(net, optimizer, path, collectors=FULL):
+        loss_of(net, inputs.to(dtype), targets).backward()
+        expected = flat(parameter.grad.float() for parameter in net.parameters())
+        optimizer.step()
+    assert group("gradients")["full"].dtype == np.float32
+    np.testing.assert_array_equal(group("gradients")["full"][0], expected)
+
+
+def test_channels_last_is_kept_in_logical_order(path: Path, group) -> None:
+    model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    images = torch.randn(2, 3, 6, 6).to(memory_format=torch.channels_last)
+    with attach(model, optimizer, path, collectors=FULL):
+        model(images).square().sum().backward()
+        assert not model.weight.grad.is_contiguous()
+        expected = flat(parameter.grad for parameter in model.parameters())
+        optimizer.step()
+    np.testing.assert_array_equal(group("gradients")["full"][0], expected)
+
+
+def test_projection_and_coordinates_are_those_of_the_core(
+    net, inputs, targets, path: Path, group
+) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sketches = (tracelab.Project(7, seed=2), tracelab.Sample(4, seed=3))
+    with attach(net, optimizer, path, collectors=[*FULL, Gradients(sketch=sketches, name="s")]):
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+    full, found = group("gradients")["full"].values, group("s")
+    with tracelab.open(path) as trace:
+        layers = trace.layers.load()
+    index = found["coordinate_index"].values
+    starts = layers["offset"].values[found["coordinate_layer"].values]
+    np.testing.assert_array_equal(found["sampled"], full[:, starts + index])
+    for layer, (offset, numel) in enumerate(
+        zip(layers["offset"].values, layers["numel"].values, strict=True)
+    ):
+        expected = sketches[0].project(full[:, offset : offset + numel], int(offset))
+        np.testing.assert_allclose(found["projected"][:, layer], expected, rtol=0, atol=1e-6)
+        name = str(layers["layer"].values[layer])
+        kept = index[found["coordinate_layer"].values == layer]
+        np.testing.assert_array_equal(kept, sketches[1].indices(name, int(numel)))
+
+
+def test_layer_filters(net, inputs, targets, path: Path, group, attrs) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    some = Gradients(layers=r"2\..*", name="some", every=2, start=1, stop=6)
+    with attach(net, optimizer, path, collectors=[Gradients(), some], exclude=r".*\.bias"):
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+    everything: xr.Dataset = group("gradients")
+    assert everything["layer"].values.tolist() == ["0.weight", "2.weight"]
+    assert group("some")["layer"].values.tolist() == ["2.weight"]
+    assert group("some")["step"].values.tolist() == [1, 3, 5]
+    np.testing.assert_array_equal(
+        group("some")["projected"].values, everything["projected"].values[1:6:2, 1:]
+    )
+    assert attrs()["model"]["not_recorded"] == ["0.bias", "2.bias"]
