@@ -90,7 +90,7 @@ def squared_norms(rows: Tensor, layout: Layout) -> Tensor:
     for index, row in enumerate(rows):
         for start, end in stretches(layout.size, CHUNK, rows.device):
             exact = row[start:end].double()
-            squares = exact.mul_(exact).unflatten(0, (-1, CHUNK))
+            squares = (exact * exact).unflatten(0, (-1, CHUNK))
             sums[index, start // CHUNK : end // CHUNK] = squares.sum(-1)
     return _by_layer(sums, layout)
 
