@@ -14,7 +14,7 @@ from tracelab.trace import Trace
 
 __all__ = ["Fact", "facts"]
 
-_ALWAYS_DIFFER = ("run", "recorded (UTC)", "bytes recorded")
+_ALWAYS_DIFFER = ("run", "recorded (UTC)", "size of arrays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,16 @@ def _attribute(key: str) -> Callable[[Trace], Any]:
         if value is None or (isinstance(value, (str, list, Mapping)) and not value):
             return ""
         if isinstance(value, Mapping) and isinstance(value.get("name"), str):
-            rest = {name: item for name, item in value.items() if name != "name"}
-            return f"{value['name']} ({value_text(rest)})" if rest else value["name"]
+            # Of an optimizer's many settings, those that are off or empty say nothing.
+            told = {k: v for k, v in value.items() if k != "name" and not _is_off(v)}
+            return f"{value['name']} ({value_text(told)})" if told else value["name"]
         return value
 
     return get
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or (isinstance(value, (list, Mapping)) and not value)
 
 
 def _parameters(trace: Trace) -> str:
@@ -170,7 +175,7 @@ _FACTS: dict[str, Callable[[Trace], Any]] = {
     "loss, first to last": _loss,
     "noise probes": _probes,
     "groups (rows)": _groups,
-    "bytes recorded": _bytes,
+    "size of arrays": _bytes,
     "seed": _attribute("seed"),
     "recorded (UTC)": _created,
     "software": _attribute("software"),

@@ -213,19 +213,19 @@ class Headline:
     ----------
     quantity : str
         What is estimated.
-    text : str
-        The estimate with its interval, at the first and the last step that are ok.
+    values : tuple of (str, str)
+        Where, and the estimate with its interval: at the first and the last step that are ok.
     """
 
     quantity: str
-    text: str
+    values: tuple[tuple[str, str], ...]
 
 
 def headline(result: xr.Dataset) -> Headline:
     """Return a result's first estimate, for the network or else the last layer."""
     columns = _columns(result)
     if not columns:
-        return Headline("", "no numbers")
+        return Headline("", (("", "no numbers"),))
     column = columns[0]
     described = str(result[column.name].attrs.get("long_name") or column.name)
     quantity = f"{described} ({column.labels})" if column.labels else described
@@ -233,11 +233,13 @@ def headline(result: xr.Dataset) -> Headline:
     if "step" not in row["status"].dims:
         status = int(row["status"])
         ok = status == int(Status.OK)
-        return Headline(quantity, column.text(row) if ok else _status_names(result)[status])
+        text = column.text(row) if ok else _status_names(result).get(status, f"status {status}")
+        return Headline(quantity, (("", text),))
     good = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
     if good.sizes["step"] == 0:
-        return Headline(quantity, "no cell is ok")
+        return Headline(quantity, (("", "no cell is ok"),))
     ends = dict.fromkeys((0, good.sizes["step"] - 1))
     cells = [good.isel(step=index) for index in ends]
-    text = " → ".join(f"{column.text(cell)} at step {int(cell['step']):,}" for cell in cells)
-    return Headline(quantity, text)
+    return Headline(
+        quantity, tuple((f"step {int(cell['step']):,}", column.text(cell)) for cell in cells)
+    )

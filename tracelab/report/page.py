@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["report"]
 
 _LINES = 3
+_NAMED = 4
 _SOFTWARE = ("tracelab", "matplotlib", "numpy", "xarray")
 
 
@@ -109,7 +110,7 @@ def _draw(traces: Mapping[str, Trace], title: str | None, folder: str) -> tuple[
         _environment()
         .get_template("page.html.j2")
         .render(
-            title=title or f"Gradient noise of {', '.join(traces)}",
+            title=title or _title(list(traces)),
             labels=list(traces),
             answers=[section.answer for section in analysed[:_LINES]],
             facts=facts(traces),
@@ -122,6 +123,12 @@ def _draw(traces: Mapping[str, Trace], title: str | None, folder: str) -> tuple[
         )
     )
     return text, pictures
+
+
+def _title(labels: Sequence[str]) -> str:
+    if len(labels) > _NAMED:
+        return f"Gradient noise of {len(labels)} runs"
+    return f"Gradient noise of {', '.join(labels)}"
 
 
 def _require_matplotlib() -> None:

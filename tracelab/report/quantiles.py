@@ -35,6 +35,9 @@ _MAX_POINTS_IN_ALL = 24_000
 _EXTREMES = 25
 _CHOSEN = (0.1, 0.5, 0.9)
 _BAND = 0.95
+# A law whose quantiles go beyond this many scales is drawn on axes linear within so many.
+_WIDE = 12.0
+_LINEAR = 3.0
 
 
 def quantile_pictures(traces: Mapping[str, Trace]) -> list[Picture]:
@@ -98,9 +101,9 @@ def _trace_picture(trace: Trace, label: str, name: str, stem: str, points: int) 
     caption = (
         f"{label}: quantiles of the noise of three {kinds} of {where} over "
         f"{values.shape[0]:,} minibatches, against a Gaussian (top) and the fitted symmetric "
-        "stable law (bottom). Of the series looked at, they have the 10 %, 50 % and 90 % quantile "
-        f"of excess kurtosis. Grey: where each point lies with probability {_BAND:.0%} if the "
-        "noise follows the reference law."
+        "stable law (bottom). Of the series whose middle half varies, they have the 10 %, 50 % "
+        "and 90 % quantile of excess kurtosis. Grey: where each point lies with probability "
+        f"{_BAND:.0%} if the noise follows the reference law."
     )
     return picture(figure, stem, caption)
 
@@ -118,6 +121,10 @@ def _excess_kurtosis(series: FloatArray) -> FloatArray:
 
 
 def _chosen(series: FloatArray) -> FloatArray:
+    low, high = np.quantile(series, (0.25, 0.75), axis=0)
+    # A coordinate that most minibatches leave at zero (a dark pixel's) has no law to compare with.
+    if (high > low).any():
+        series = series[:, high > low]
     order = np.argsort(_excess_kurtosis(series), kind="stable")
     places = np.round(np.array(_CHOSEN) * (order.size - 1)).astype(np.int64)
     return series[:, order[np.unique(places)]]
@@ -157,10 +164,28 @@ def _against_stable(axes: Axes, series: FloatArray, points: int) -> None:
     quantiles = [stable.ppf(probability, alpha) for alpha in fit.alpha]
     middle = len(quantiles) // 2
     low, high = (stable.ppf(p, fit.alpha[middle]) for p in _band(ranks, series.shape[0]))
-    names = [f"α = {alpha:.2f}" for alpha in fit.alpha]
+    names = [
+        f"α = {alpha:.2f}" + ("" if status == Status.OK else " (not converged)")
+        for alpha, status in zip(fit.alpha, fit.status, strict=True)
+    ]
     band = (quantiles[middle], low, high)
     _draw(axes, quantiles, np.sort(scaled, axis=0)[ranks], band, names)
     axes.set_xlabel("stable quantile")
+
+
+def _compress(axes: Axes, limit: float) -> None:
+    """Make both axes logarithmic beyond a few scales; alike, so that the line stays a line."""
+    marks = np.array([3.0, 10.0, 30.0])
+    if limit > 60:
+        decades = np.arange(1, int(np.log10(limit)) + 1)
+        marks = 10.0 ** decades[:: -(-decades.size // 3)]
+    ticks = [*-marks[::-1], 0.0, *marks]
+    labels = [f"{tick:g}".replace("-", "−") for tick in ticks]
+    axes.set_xscale("asinh", linear_width=_LINEAR)
+    axes.set_yscale("asinh", linear_width=_LINEAR)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, labels)
+        axis.set_ticks([], minor=True)
 
 
 def _draw(
@@ -175,4 +200,10 @@ def _draw(
     axes.plot(ends, ends, color="0.35", lw=0.9)
     for index, (quantile, column, name) in enumerate(zip(x, y.T, names, strict=True)):
         axes.plot(quantile, column, ".", ms=3.5, color=f"C{index}", label=name)
+    if ends[1] > _WIDE:
+        _compress(axes, ends[1])
+    # The band of a heavy-tailed law is wider than anything drawn: it must not set the scale.
+    axes.set_ylim(1.1 * min(ends[0], float(y.min())), 1.1 * max(ends[1], float(y.max())))
+    room = 1.15 * max(-ends[0], ends[1])
+    axes.set_xlim(-room, room)
     axes.legend(loc="upper left", handletextpad=0.1, markerscale=2)

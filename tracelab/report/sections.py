@@ -11,7 +11,7 @@ import xarray as xr
 
 from tracelab import registry
 from tracelab.contracts import Analysis, Reference
-from tracelab.report.numbers import Table, headline, status_counts, table, value_text
+from tracelab.report.numbers import Headline, Table, headline, status_counts, table, value_text
 from tracelab.report.style import Picture, picture, plain_text
 from tracelab.trace import Trace
 
@@ -77,12 +77,11 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line on top of the page: a question, and its first estimate by trace."""
+    """One line on top of the page: a question, what answers it, and the estimates by trace."""
 
     question: str
-    detail: str
     quantity: str
-    values: tuple[tuple[str, str], ...]
+    values: Mapping[str, Headline]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ def _section(name: str, analysis: Analysis | None, traces: Mapping[str, Trace]) 
     for label, trace in traces.items():
         if name in trace.results:
             for described, result in trace.results.all(name).items():
-                by_parameters.setdefault(described, {})[label] = result.load()
+                by_parameters.setdefault(described, {})[label] = _ordered(result, analysis)
     groups = [by_parameters[key] for key in sorted(by_parameters)]
     sets = [_parameters(results) for results in groups]
     varying = _varying(sets)
@@ -140,8 +139,19 @@ def _section(name: str, analysis: Analysis | None, traces: Mapping[str, Trace]) 
         tuple(variants),
         tuple(cited),
         _answer(summary or name, variants[chosen].title, groups[chosen]),
-        tuple(_provenance(name, key, r) for results in groups for key, r in results.items()),
+        tuple(
+            _provenance(name, variant.title, label, result)
+            for variant, results in zip(variants, groups, strict=True)
+            for label, result in results.items()
+        ),
     )
+
+
+def _ordered(result: xr.Dataset, analysis: Analysis | None) -> xr.Dataset:
+    """Return a loaded result, its main quantity first: a store has no order of its own."""
+    declared = [variable.name for variable in analysis.outputs] if analysis else []
+    first = [name for name in declared if name in result.data_vars]
+    return result[first + sorted(set(map(str, result.data_vars)) - set(first))].load()
 
 
 def _parameters(results: Mapping[str, xr.Dataset]) -> dict[str, Any]:
@@ -154,22 +164,29 @@ def _varying(sets: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _default(analysis: Analysis | None, sets: Sequence[Mapping[str, Any]]) -> int:
-    """Return the position of the parameters closest to the defaults: what the top line tells."""
-    defaults = analysis.resolve({}) if analysis else {}
+    """Return the position of the parameters closest to the defaults: what the top line tells.
 
-    def changed(index: int) -> int:
-        return sum(value_text(sets[index].get(k)) != value_text(v) for k, v in defaults.items())
+    Among choices, those that an analysis lists first are closest.
+    """
 
-    return min(range(len(sets)), key=changed)
+    def away(index: int) -> int:
+        total = 0
+        for parameter in analysis.parameters if analysis else ():
+            value = sets[index].get(parameter.name)
+            if value in parameter.choices:
+                total += parameter.choices.index(value)
+            else:
+                total += value_text(value) != value_text(parameter.default)
+        return total
+
+    return min(range(len(sets)), key=away)
 
 
 def _answer(summary: str, variant: str, results: Mapping[str, xr.Dataset]) -> Answer:
-    question, mark, detail = summary.partition("?")
+    question, mark, _ = summary.partition("?")
     found = {label: headline(result) for label, result in results.items()}
     quantity = next(iter(found.values())).quantity
-    texts = tuple((label, line.text) for label, line in found.items())
-    where = f"{quantity}; {variant}" if variant else quantity
-    return Answer(question + mark, detail.strip(), where, texts)
+    return Answer(question + mark, f"{quantity}; {variant}" if variant else quantity, found)
 
 
 def _variant(
@@ -212,8 +229,10 @@ def _draw(
     shown = {plain_text(label): _drawable(result) for label, result in results.items()}
     try:
         figure = analysis.plot(shown)
-        caption = figure.get_label() or analysis.summary
-        return picture(figure, stem, f"{caption} ({title})" if title else str(caption)), ""
+        caption = str(figure.get_label() or analysis.summary)
+        if title:
+            caption = f"{caption.rstrip('.')} ({title})."
+        return picture(figure, stem, caption), ""
     except Exception as error:
         # A plugin's figure, perhaps of an older version's result, must not cost the whole page.
         logger.warning("%s: the figure could not be drawn", name, exc_info=True)
@@ -234,14 +253,14 @@ def _statuses(results: Mapping[str, xr.Dataset]) -> Table:
     return Table(("trace", "cells", *names), rows)
 
 
-def _provenance(name: str, label: str, result: xr.Dataset) -> Provenance:
+def _provenance(name: str, variant: str, label: str, result: xr.Dataset) -> Provenance:
     attrs = result.attrs
     return Provenance(
         trace=label,
-        analysis=name,
+        analysis=f"{name} ({variant})" if variant else name,
         version=value_text(attrs.get("analysis_version", "")),
         seed=str(attrs.get("seed", "")),
-        created=str(attrs.get("created", ""))[:19],
+        created=str(attrs.get("created", ""))[:19].replace("T", " "),
         seconds=value_text(attrs.get("seconds", "")),
         input_digest=str(attrs.get("input_digest", "")),
         software=value_text(attrs.get("software", "")),

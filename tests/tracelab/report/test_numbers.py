@@ -104,7 +104,7 @@ def test_a_result_without_steps_is_shown_by_layer():
     found = table(result)
     assert found.header[0] == "layer"
     assert [row[0] for row in found.rows] == ["fc", "network"]
-    assert headline(result).text == "2 [1.9, 2.1]"
+    assert headline(result).values == (("", "2 [1.9, 2.1]"),)
 
 
 def test_further_dims_become_columns():
@@ -131,13 +131,13 @@ def test_the_headline_takes_the_first_and_last_step_that_are_ok():
     status[[0, 3], 1] = int(Status.FAILED)
     line = headline(by_step([0, 10, 20, 30], status))
     assert line.quantity == "index"
-    assert line.text == "1.67 [1.57, 1.77] at step 10 → 1.33 [1.23, 1.43] at step 20"
+    assert line.values == (("step 10", "1.67 [1.57, 1.77]"), ("step 20", "1.33 [1.23, 1.43]"))
 
 
 def test_the_headline_says_when_nothing_is_ok():
     result = by_step([0, 1], np.full((2, 2), int(Status.FAILED), np.uint8))
-    assert headline(result).text == "no cell is ok"
-    assert headline(result.isel(step=0, drop=True)).text == "failed"
+    assert headline(result).values == (("", "no cell is ok"),)
+    assert headline(result.isel(step=0, drop=True)).values == (("", "failed"),)
 
 
 def test_status_counts_name_what_occurs_and_always_ok():
