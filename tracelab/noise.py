@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
+from scipy import stats
 
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError, UsageError
@@ -127,7 +128,8 @@ def layer_samples(
     """Return the noise of one layer, or of the network, as dims ``(step, batch, series)``.
 
     A series is one coordinate or one direction of projection. The network's coordinates are those
-    of all layers; its projections are the sum of the layers'.
+    of all layers; its projections are the sum of the layers'. Where the full-data gradient was not
+    recorded, each series is centred by the mean of the middle half of its batches.
 
     Parameters
     ----------
@@ -170,7 +172,7 @@ def layer_samples(
     mean = group.get(f"mean_{chosen}")
     series = "direction" if chosen == "projected" else "coordinate"
     values = restrict(group[chosen]).astype(np.float64)
-    centre = values.mean("batch") if mean is None else restrict(mean).astype(np.float64)
+    centre = _midmean(values) if mean is None else restrict(mean).astype(np.float64)
     noise = (values - centre).rename({series: "series"}).reset_coords(drop=True)
     noise = noise.transpose(..., "batch", "series")
     recorded = group.attrs.get("batch_size")
@@ -179,10 +181,28 @@ def layer_samples(
         "units": "loss/weight",
         "long_name": "gradient noise",
         "sketch": chosen,
-        "centring": "batch mean" if mean is None else "full-data gradient",
+        "centring": "midmean of the batches" if mean is None else "full-data gradient",
         "batch_size": recorded if batch_size is None else batch_size,
     }
     return noise.rename("noise")
+
+
+def _midmean(values: xr.DataArray) -> xr.DataArray:
+    """Return the mean of the middle half over batches: the centre of heavy tails too.
+
+    The mean of stable samples is stable itself: with alpha near 1 it would shift every series by
+    a heavy-tailed amount, which pooling reads as noise.
+    """
+    whole = values.chunk({"batch": -1}) if values.chunks else values
+    centre: xr.DataArray = xr.apply_ufunc(
+        stats.trim_mean,
+        whole,
+        input_core_dims=[["batch"]],
+        kwargs={"proportiontocut": 0.25, "axis": -1},
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    return centre
 
 
 def _synthesise(noise: xr.DataArray, recorded: int | None, batch_size: int | None) -> xr.DataArray:
@@ -213,7 +233,7 @@ def standardize(noise: xr.DataArray) -> xr.DataArray:
         quartiles.quantile(q, dim="batch").drop_vars("quantile") for q in (0.25, 0.5, 0.75)
     )
     spread = high - low
-    scaled = xr.where(spread == 0, 0.0, (noise - middle) / spread.where(spread != 0))
+    scaled = ((noise - middle) / spread.where(spread != 0)).where(spread != 0, 0.0)
     result: xr.DataArray = scaled.transpose(*noise.dims)
     result.attrs = {**noise.attrs, "units": "1"}
     return result
