@@ -1,7 +1,24 @@
-"""One run's recording on disk: written by `create`, read by `open`."""
+"""One run's recording on disk: written by `create`, read by `open`.
 
-from tracelab.trace.creation import create
-from tracelab.trace.reader import Trace, open
-from tracelab.trace.writer import Writer
+The writer's side loads without the reader's: a training process needs neither xarray nor Dask.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tracelab.trace.creation import create
+    from tracelab.trace.reader import Trace, open
+    from tracelab.trace.writer import Writer
 
 __all__ = ["Trace", "Writer", "create", "open"]
+
+_HOMES = {"Trace": "reader", "Writer": "writer", "create": "creation", "open": "reader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -66,12 +66,13 @@ class Location:
             return self.folder.is_file() or (self.folder.is_dir() and any(self.folder.iterdir()))
         return not sync(self.store.is_empty(""))
 
-    def read(self, key: str) -> bytes | None:
-        """Return an object's bytes, or None if it is not there."""
+    def read(self, key: str, limit: int) -> bytes | None:
+        """Return an object's bytes, `limit` of them at most, or None if it is not there."""
         if self.folder is not None:
             # A zarr store would create the folder it looks into.
             try:
-                return (self.folder / key).read_bytes()
+                with (self.folder / key).open("rb") as file:
+                    return file.read(limit)
             except (FileNotFoundError, NotADirectoryError):
                 return None
         found = sync(self.store.get(key, default_buffer_prototype()))

@@ -26,6 +26,7 @@ MAX_DOCUMENT_BYTES = 2**28
 MAX_ROWS = 10**8
 MAX_CHUNK_BYTES = 2**31
 MAX_CHUNKS_PER_SHARD = 2**24
+MAX_CHUNKS_ALONG_A_DIMENSION = 2**22
 
 _CODECS = frozenset(
     {"blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
@@ -96,7 +97,7 @@ def take(location: Location) -> Snapshot:
 
 def _root(location: Location) -> dict[str, Any]:
     try:
-        content = location.read(ROOT)
+        content = location.read(ROOT, MAX_DOCUMENT_BYTES + 1)
     except (OSError, BaseZarrError) as error:
         raise TraceError(f"{location.name} cannot be read: {error}") from None
     if content is None:
@@ -105,7 +106,7 @@ def _root(location: Location) -> dict[str, Any]:
             "give the folder that holds it, or zip that folder's contents"
         )
     if len(content) > MAX_DOCUMENT_BYTES:
-        raise TraceError(f"{location.name} is damaged: its {ROOT} has {len(content)} bytes")
+        raise TraceError(f"{location.name} is damaged: its {ROOT} is larger than any trace's")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
@@ -186,6 +187,10 @@ def check_array(path: str, document: Mapping[str, Any]) -> None:
             raise ValueError(f"{path} needs the codec {codec['name']!r}")
         if codec["name"] == "sharding_indexed":
             chunk = _check_sharding(path, codec["configuration"], chunk)
+    if any(
+        size // part > MAX_CHUNKS_ALONG_A_DIMENSION for size, part in zip(shape, chunk, strict=True)
+    ):
+        raise ValueError(f"{path} has the shape {shape}, too large for chunks of {chunk}")
     itemsize = 16 if document["data_type"] == "string" else np.dtype(document["data_type"]).itemsize
     if itemsize * math.prod(chunk) > MAX_CHUNK_BYTES:
         raise ValueError(f"{path} has chunks of shape {chunk}, too large to read")
