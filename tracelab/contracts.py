@@ -225,7 +225,8 @@ class Analysis:
     finding : callable
         Result dataset to `Finding`.
     plot : callable
-        ``plot(results: mapping of trace label to result dataset) -> Figure``.
+        ``plot(results: mapping of trace label to result dataset) -> Figure``; the figure's label
+        (``figure.set_label``) is its caption in the report.
     references : tuple of Reference
         At least one.
     coords : mapping of str to tuple

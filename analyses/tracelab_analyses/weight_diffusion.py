@@ -214,12 +214,12 @@ ANALYSIS = Analysis(
     inputs=(
         Input(
             Variable("distance", ("layer", "step"), "weight"),
-            sources=("weights/distance", "statistics/distance"),
+            sources=("statistics/distance", "weights/distance"),
             network="root_sum_square",
         ),
         Input(
             Variable("step", ("step",), "step", "int64"),
-            sources=("weights/step", "statistics/step"),
+            sources=("statistics/step", "weights/step"),
         ),
     ),
     outputs=(

@@ -11,8 +11,8 @@ import xarray as xr
 
 from tracelab import registry
 from tracelab.contracts import Analysis, Reference
-from tracelab.report.numbers import Headline, Table, headline, status_counts, table, value_text
-from tracelab.report.style import Picture, picture, plain_text
+from tracelab.reporting.numbers import Headline, Table, headline, status_counts, table, value_text
+from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.trace import Trace
 
 __all__ = ["Answer", "Provenance", "Section", "Variant", "sections"]

@@ -16,7 +16,7 @@ from scipy import special
 
 from tracelab.contracts import NETWORK
 from tracelab.noise import usable_series
-from tracelab.report.style import Picture, picture, plain_text
+from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.stats import stable
 from tracelab.trace import Trace
 from tracelab.typing import FloatArray, IntArray, Sketched, Status

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from tracelab.report.numbers import row_label
-from tracelab.report.style import Picture, picture, plain_text
+from tracelab.reporting.numbers import row_label
+from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.trace import Trace
 from tracelab.typing import FloatArray, Status
 

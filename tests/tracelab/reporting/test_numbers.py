@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from tracelab.report.numbers import (
+from tracelab.reporting.numbers import (
     MAX_ROWS,
     headline,
     number,

@@ -11,8 +11,8 @@ import pytest
 import tracelab
 from tracelab import registry
 from tracelab.errors import MissingExtraError, UsageError
-from tracelab.report import report
-from tracelab.report.page import _labels
+from tracelab.reporting import report
+from tracelab.reporting.page import _labels
 
 VOID = {"meta", "link", "br", "hr", "img", "input", "wbr"}
 

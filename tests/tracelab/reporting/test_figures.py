@@ -6,9 +6,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import tracelab
-from tracelab.report.distance import _distance, _fit, _laws
-from tracelab.report.quantiles import _band, _chosen, _noise_group, _positions
-from tracelab.report.style import picture, plain_text, styled
+from tracelab.reporting.distance import _distance, _fit, _laws
+from tracelab.reporting.quantiles import _band, _chosen, _noise_group, _positions
+from tracelab.reporting.style import picture, plain_text, styled
 
 
 def test_distance_of_the_network_is_the_root_sum_of_squares(runs):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import tracelab
-from tracelab.report import report
+from tracelab.reporting import report
 
 HOSTILE = '<script>alert("x")</script>'
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}

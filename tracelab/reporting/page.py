@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tracelab.errors import MissingExtraError, UsageError
-from tracelab.report.distance import distance_picture
-from tracelab.report.facts import facts
-from tracelab.report.quantiles import quantile_pictures
-from tracelab.report.sections import sections
-from tracelab.report.style import Picture, styled
+from tracelab.reporting.distance import distance_picture
+from tracelab.reporting.facts import facts
+from tracelab.reporting.quantiles import quantile_pictures
+from tracelab.reporting.sections import sections
+from tracelab.reporting.style import Picture, styled
 from tracelab.trace import Trace
 from tracelab.trace import open as open_trace
 
@@ -189,7 +189,7 @@ def _place(location: str) -> tuple[str, str]:
 def _environment() -> Environment:
     # What a trace says is not to be trusted: everything is escaped but our own figures.
     environment = Environment(
-        loader=PackageLoader("tracelab.report"),
+        loader=PackageLoader("tracelab.reporting"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

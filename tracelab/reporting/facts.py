@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from tracelab.report.numbers import number, value_text
+from tracelab.reporting.numbers import number, value_text
 from tracelab.trace import Trace
 
 __all__ = ["Fact", "facts"]

@@ -1,5 +1,5 @@
 """The report: results of traces side by side, as one page that needs nothing else."""
 
-from tracelab.report.page import report
+from tracelab.reporting.page import report
 
 __all__ = ["report"]
