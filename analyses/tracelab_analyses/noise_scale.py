@@ -116,8 +116,11 @@ def finding(result: xr.Dataset) -> Finding:
 
     def describe(index: int) -> str:
         row = good.isel(step=index)
-        values = [float(row[f"noise_scale{end}"]) for end in ("", "_low", "_high")]
-        return "{:.3g} examples ({:.3g} to {:.3g}) at step {}".format(*values, int(row["step"]))
+        value, low, high = (
+            f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+            for number in (float(row[f"noise_scale{end}"]) for end in ("", "_low", "_high"))
+        )
+        return f"{value} examples ({low} to {high}) at step {int(row['step'])}"
 
     parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
     where = "the network" if label == NETWORK else label
