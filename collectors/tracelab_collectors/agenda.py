@@ -30,6 +30,16 @@ class Member:
     schedule: Schedule
     recording: Recording
 
+    def rehearse(self, run: Run) -> None:
+        """Reduce one block that is thrown away, before training starts.
+
+        Kernels are compiled and errors met here, and not beside the first steps.
+        """
+        if not self.recording.probe:
+            weights = run.weights(self.recording.layout).unsqueeze(0)
+            sources = dict.fromkeys(self.recording.reads, weights)
+            self.recording.reduce(Block((0,), sources))
+
     def define(self, writer: Writer, name: str) -> None:
         """Declare its group."""
         recording = self.recording

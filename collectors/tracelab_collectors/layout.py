@@ -7,8 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tracelab.typing import IntArray
 
 __all__ = ["CHUNK", "Layout"]
 
@@ -48,6 +51,11 @@ class Layout:
         for numel in self.numel:
             starts.append(starts[-1] + -(-numel // CHUNK) * CHUNK)
         return tuple(starts)
+
+    @property
+    def spans(self) -> tuple[IntArray, IntArray]:
+        """First element and number of weights of each layer."""
+        return np.array(self.starts[:-1]), np.array(self.numel)
 
     @property
     def size(self) -> int:

@@ -1,16 +1,17 @@
-"""Per-layer statistics of flat buffers, by sums over chunks that never overflow."""
+"""Per-layer statistics of flat buffers, by sums that neither overflow nor underflow."""
 
 from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from tracelab_collectors import kernels
 from tracelab_collectors.layout import CHUNK, Layout
-from tracelab_collectors.sketching import stretches
 
-__all__ = ["MOMENTS", "moments", "squared_norms"]
+__all__ = ["MOMENTS", "device_squares", "device_sums", "moments", "squared_norms"]
 
 MOMENTS = (
     "norm",
@@ -46,16 +47,11 @@ def moments(rows: Tensor, layout: Layout) -> dict[str, Tensor]:
     dict of str to Tensor of float64, shape (row, layer)
         By the names in `MOMENTS`; ``zeros`` and ``nonfinite`` are counts.
     """
-    chunks = rows.unflatten(1, (-1, CHUNK))
-    sums = torch.empty((_SUMS, *chunks.shape[:2]), dtype=torch.float64, device=rows.device)
-    peaks = torch.empty(chunks.shape[:2], dtype=torch.float64, device=rows.device)
-    cpu = rows.device.type == "cpu"
-    for row in (slice(i, i + 1) for i in range(len(rows))) if cpu else (slice(None),):
-        for start, end in stretches(layout.size, CHUNK, rows.device):
-            part = slice(start // CHUNK, end // CHUNK)
-            peaks[row, part], sums[:, row, part] = _chunk_sums(chunks[row, part])
-    per_layer, abs_max = _by_layer(sums, layout), _by_layer(peaks, layout, largest=True)
-    power1, power2, power3, power4, present, log1, log2, nonfinite = per_layer.unbind(0)
+    if rows.device.type == "cpu":
+        sums = torch.from_numpy(kernels.sums(rows.numpy(), *layout.spans))
+    else:
+        sums = device_sums(rows, layout)
+    power1, power2, power3, power4, present, log1, log2, nonfinite, peak = sums.unbind(-1)
     count = torch.tensor(layout.numel, dtype=torch.float64, device=rows.device)
     log_mean = log1 / present
     return {
@@ -64,7 +60,7 @@ def moments(rows: Tensor, layout: Layout) -> dict[str, Tensor]:
         "moment2": power2 / count,
         "moment3": power3 / count,
         "moment4": power4 / count,
-        "abs_max": abs_max,
+        "abs_max": peak,
         "log_abs_mean": log_mean,
         "log_abs_var": (log2 / present - log_mean**2).clamp_min(0.0),
         "zeros": count - present - nonfinite,
@@ -86,54 +82,46 @@ def squared_norms(rows: Tensor, layout: Layout) -> Tensor:
     -------
     Tensor of float64, shape (row, layer)
     """
-    sums = torch.empty((len(rows), layout.size // CHUNK), dtype=torch.float64, device=rows.device)
-    for index, row in enumerate(rows):
-        for start, end in stretches(layout.size, CHUNK, rows.device):
-            exact = row[start:end].double()
-            squares = (exact * exact).unflatten(0, (-1, CHUNK))
-            sums[index, start // CHUNK : end // CHUNK] = squares.sum(-1)
-    return _by_layer(sums, layout)
+    if rows.device.type != "cpu":
+        return device_squares(rows, layout)
+    out = np.empty((len(rows), len(layout.names)))
+    kernels.squares(rows.numpy(), *layout.spans, out)
+    return torch.from_numpy(out)
 
 
-_SUMS = 8
+def device_squares(rows: Tensor, layout: Layout) -> Tensor:
+    """Return what `squared_norms` does, by torch operations, on any device."""
+    return _by_layer(rows.unflatten(1, (-1, CHUNK)).double().square().sum(-1), layout)
 
 
-def _chunk_sums(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest absolute value of each chunk, and its sums.
+def device_sums(rows: Tensor, layout: Layout) -> Tensor:
+    """Return what `kernels.sums` does, by torch operations, on any device.
 
-    Values are divided by the chunk's largest before they are raised to a power: fourth powers of
-    float32 gradients would underflow below 1e-10.
+    Values are divided by the largest of their chunk before they are raised to a power: fourth
+    powers of float32 gradients would underflow below 1e-10.
     """
+    values = rows.unflatten(1, (-1, CHUNK))
     absolute = values.abs()
     peak = absolute.amax(-1)
-    scale, nonfinite = peak, torch.zeros_like(peak)
-    # On a CPU the usual case, all finite, is seen for free; elsewhere looking would wait.
-    if values.device.type != "cpu" or not bool(peak.isfinite().all()):
-        finite = absolute.isfinite()
-        nonfinite = (~finite).sum(-1).to(peak.dtype)
-        absolute = torch.where(finite, absolute, 0.0)
-        scale = absolute.amax(-1)
-    scale = torch.where(scale > 0, scale, 1.0)
-    inverse = scale.unsqueeze(-1)
-    scaled = values / inverse
+    finite = absolute.isfinite()
+    largest = torch.where(finite, absolute, 0.0).amax(-1, keepdim=True)
+    scale = torch.where(largest > 0, largest, 1.0)
+    scaled = values / scale
     squared = scaled * scaled
-    nonzero = absolute.sign()
-    absolute.div_(inverse)
-    logs = absolute.clamp_min_(torch.finfo(values.dtype).tiny).log_().mul_(nonzero)
-    present, log1, log2 = nonzero.sum(-1), logs.sum(-1), (logs * logs).sum(-1)
-    powers = [scaled.sum(-1), squared.sum(-1), scaled.mul_(squared).sum(-1)]
-    powers.append(squared.mul_(squared).sum(-1))
-    exact, ln = scale.double(), scale.double().log()
-    count, first, second = present.double(), log1.double(), log2.double()
-    return peak.double(), torch.stack(
-        [
-            *(power.double() * exact**k for k, power in enumerate(powers, start=1)),
-            count,
-            first + count * ln,
-            second + 2 * ln * first + count * ln**2,
-            nonfinite.double(),
-        ]
-    )
+    exact = scale.squeeze(-1).double()
+    powers = (scaled, squared, scaled * squared, squared * squared)
+    present = finite & (absolute > 0)
+    logs = torch.where(present, absolute, 1.0).log().double()
+    sums = [
+        *(power.sum(-1).double() * exact**k for k, power in enumerate(powers, start=1)),
+        present.sum(-1).double(),
+        logs.sum(-1),
+        logs.square().sum(-1),
+        (~finite).sum(-1).double(),
+    ]
+    by_layer = _by_layer(torch.stack(sums), layout)
+    peaks = _by_layer(peak.double(), layout, largest=True)
+    return torch.cat([by_layer, peaks.unsqueeze(0)]).movedim(0, -1)
 
 
 def _by_layer(chunks: Tensor, layout: Layout, *, largest: bool = False) -> Tensor:

@@ -130,6 +130,8 @@ def attach(
         collector.name: Member(collector.kind, collector.schedule, collector.bind(run))
         for collector in collectors
     }
+    for member in bound.values():
+        member.rehearse(run)
     writer = create(
         path,
         dict(zip(subject.layout.names, subject.layout.shapes, strict=True)),

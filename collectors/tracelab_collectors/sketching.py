@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from tracelab.sketch import Full, Project, Sample, Sketch
+from tracelab_collectors import kernels
 from tracelab_collectors.layout import Layout
 
-__all__ = ["ARRAYS", "sketcher", "stretches"]
+__all__ = ["ARRAYS", "Sketcher", "device_fold", "sketcher"]
 
 Sketcher: TypeAlias = Callable[[Tensor], dict[str, Tensor]]
 
 ARRAYS: Mapping[type, str] = {Project: "projected", Sample: "sampled", Full: "full"}
-
-# torch runs an operation on up to 32,768 elements in the calling thread. Longer ones would start
-# OpenMP threads of the background thread's own, which compete with those that train.
-SERIAL = 32_768
-
-
-def stretches(size: int, multiple: int, device: torch.device) -> list[tuple[int, int]]:
-    """Return ranges that cover ``0 .. size``, cut at multiples of `multiple`.
-
-    On a CPU each is small enough to stay in cache and in the calling thread; elsewhere there is
-    one.
-    """
-    length = size if device.type != "cpu" else max(SERIAL // multiple, 1) * multiple
-    return [(start, min(start + length, size)) for start in range(0, size, max(length, 1))]
+"""Name of the array that each kind of sketch fills."""
 
 
 def sketcher(
@@ -63,7 +52,15 @@ def _bind(
     sketch: Sketch, layout: Layout, *, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
     if isinstance(sketch, Project):
-        return _projection(sketch, layout, dtype=dtype, device=device)
+        signs = [
+            torch.from_numpy(sketch.signs(offset, numel)).view(shape)
+            for offset, numel, shape in zip(
+                layout.offsets, layout.numel, layout.shapes, strict=True
+            )
+        ]
+        flat = layout.flat(signs, dtype=dtype, device=device)
+        apply = _host_fold if device.type == "cpu" else device_fold
+        return partial(apply, sketch, layout, flat)
     spans = list(zip(layout.names, layout.numel, layout.starts, strict=False))
     if isinstance(sketch, Sample):
         kept = [torch.from_numpy(sketch.indices(name, n)) + start for name, n, start in spans]
@@ -73,41 +70,22 @@ def _bind(
     return lambda rows: rows.index_select(-1, index)
 
 
-def _projection(
-    sketch: Project, layout: Layout, *, dtype: torch.dtype, device: torch.device
-) -> Callable[[Tensor], Tensor]:
+def _host_fold(sketch: Project, layout: Layout, signs: Tensor, rows: Tensor) -> Tensor:
+    projected = rows.new_empty(len(rows), len(layout.names), sketch.k)
+    kernels.fold(rows.numpy(), signs.numpy(), *layout.spans, sketch.period, projected.numpy())
+    return projected
+
+
+def device_fold(sketch: Project, layout: Layout, signs: Tensor, rows: Tensor) -> Tensor:
+    """Return the projections of flat buffers, by torch operations, on any device."""
     period = sketch.period
-    signs = layout.flat(
-        [
-            torch.from_numpy(sketch.signs(offset, numel)).view(shape)
-            for offset, numel, shape in zip(
-                layout.offsets, layout.numel, layout.shapes, strict=True
-            )
-        ],
-        dtype=dtype,
-        device=device,
-    )
-    spans = list(zip(layout.starts, layout.numel, strict=False))
-
-    def project(rows: Tensor) -> Tensor:
-        residues = rows.new_zeros(len(rows), len(spans), period)
-        # One step at a time on a CPU, to stay within a stretch; all at once elsewhere.
-        for block, into in zip(*map(_per_step, (rows, residues)), strict=True):
-            for layer, (start, numel) in enumerate(spans):
-                for begin, end in stretches(numel, period, device):
-                    signed = (
-                        block[:, start + begin : start + end] * signs[start + begin : start + end]
-                    )
-                    whole = (end - begin) // period * period
-                    if whole:
-                        into[:, layer] += signed[:, :whole].unflatten(1, (-1, period)).sum(1)
-                    into[:, layer, : end - begin - whole] += signed[:, whole:]
-        projected = residues[..., : sketch.k].clone()
-        projected[..., : period - sketch.k] += residues[..., sketch.k :]
-        return projected
-
-    return project
-
-
-def _per_step(rows: Tensor) -> Sequence[Tensor]:
-    return rows.split(1) if rows.device.type == "cpu" else (rows,)
+    residues = rows.new_zeros(len(rows), len(layout.names), period)
+    signed = rows * signs
+    for layer, (start, numel) in enumerate(zip(layout.starts, layout.numel, strict=False)):
+        whole = start + numel // period * period
+        if whole > start:
+            residues[:, layer] = signed[:, start:whole].unflatten(1, (-1, period)).sum(1)
+        residues[:, layer, : start + numel - whole] += signed[:, whole : start + numel]
+    projected = residues[..., : sketch.k].clone()
+    projected[..., : period - sketch.k] += residues[..., sketch.k :]
+    return projected

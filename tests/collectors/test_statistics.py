@@ -1,0 +1,227 @@
+"""Statistics and weights against float64 NumPy on the same tensors."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tracelab
+from tracelab.errors import UsageError
+from tracelab_collectors import Gradients, Statistics, Weights
+from tracelab_collectors.layout import CHUNK, Layout
+from tracelab_collectors.moments import (
+    MOMENTS,
+    device_squares,
+    device_sums,
+    moments,
+    squared_norms,
+)
+from tracelab_collectors.session import attach
+
+SHAPES = ((3, 5), (CHUNK,), (CHUNK + 1,), (40, 1000), (1,))
+LAYOUT = Layout(tuple("abcde"), SHAPES, (0, 15, 271, 528, 40528))
+
+
+def reference(values: np.ndarray) -> dict[str, float]:
+    x = values.astype(np.float64).ravel()
+    finite = np.abs(x[np.isfinite(x) & (x != 0)])
+    logs = np.log(finite)
+    with np.errstate(invalid="ignore"):
+        return {
+            "norm": np.sqrt((x**2).sum()),
+            **{("mean" if k == 1 else f"moment{k}"): (x**k).mean() for k in range(1, 5)},
+            "abs_max": np.abs(x).max(),
+            "log_abs_mean": logs.mean() if logs.size else np.nan,
+            "log_abs_var": logs.var() if logs.size else np.nan,
+            "zeros": float((x == 0).sum()),
+            "nonfinite": float((~np.isfinite(x)).sum()),
+        }
+
+
+def tensors(scale: float, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    # Heavy tails and zeros, as in the gradients of a network with rectifiers.
+    return [((x**3 * (x > -1)) * scale).to(dtype) for x in drawn]
+
+
+@pytest.fixture(params=["kernel", "device"], autouse=True)
+def path_of_sums(request, monkeypatch) -> str:
+    """Take either way to the sums: the CPU's kernels, or the torch operations of a device."""
+    if request.param == "device":
+        module = sys.modules[moments.__module__]
+        monkeypatch.setattr(module.kernels, "sums", _device_sums)
+        monkeypatch.setattr(module.kernels, "squares", _device_squares)
+    return str(request.param)
+
+
+def _layout(starts: np.ndarray, numels: np.ndarray) -> Layout:
+    shapes = tuple((int(numel),) for numel in numels)
+    layout = Layout(tuple(map(str, starts)), shapes, tuple(int(start) for start in starts))
+    assert layout.starts[:-1] == tuple(starts)
+    return layout
+
+
+def _device_sums(rows: np.ndarray, starts: np.ndarray, numels: np.ndarray) -> np.ndarray:
+    return device_sums(torch.from_numpy(rows), _layout(starts, numels)).numpy()
+
+
+def _device_squares(rows, starts, numels, out: np.ndarray) -> None:
+    out[:] = device_squares(torch.from_numpy(rows), _layout(starts, numels)).numpy()
+
+
+def check(layers: list[torch.Tensor], dtype: torch.dtype, rtol: float) -> None:
+    rows = torch.stack([LAYOUT.flat(layers, dtype=dtype, device=torch.device("cpu"))] * 2)
+    found = moments(rows, LAYOUT)
+    assert tuple(found) == MOMENTS
+    for layer, values in enumerate(layers):
+        for name, expected in reference(values.to(dtype).numpy()).items():
+            # The mean and the third moment cancel: relative to the absolute moment instead.
+            power = {"mean": 1, "moment3": 3}.get(name)
+            finite = values[values.isfinite()].double().abs()
+            atol = rtol * float((finite**power).mean()) if power else 1e-6 * ("log" in name)
+            np.testing.assert_allclose(
+                found[name][:, layer], expected, rtol=rtol, atol=atol, err_msg=f"{name} {layer}"
+            )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-9, 1e-30, 1e9])
+def test_moments_at_any_scale(scale: float) -> None:
+    """Fourth powers neither underflow nor overflow, although values are float32."""
+    check(tensors(scale), torch.float32, 3e-6)
+
+
+def test_moments_in_float64() -> None:
+    check(tensors(1e-3, torch.float64), torch.float64, 1e-12)
+
+
+def test_moments_of_zeros_and_of_what_is_not_finite() -> None:
+    layers = tensors(1.0)
+    layers[0] = torch.zeros(SHAPES[0])
+    layers[1][3:6] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    layers[3][7, 8] = torch.inf
+    layers[4] = torch.full(SHAPES[4], torch.nan)
+    check(layers, torch.float32, 3e-6)
+
+
+def test_smallest_floats() -> None:
+    layers = tensors(1.0)
+    layers[1] = torch.full(SHAPES[1], 1e-45)
+    layers[2][:] = torch.logspace(-44, 30, CHUNK + 1)
+    check(layers, torch.float32, 3e-6)
+
+
+def test_squared_norms_are_summed_in_float64() -> None:
+    layers = tensors(1e-25)
+    rows = LAYOUT.flat(layers, dtype=torch.float32, device=torch.device("cpu")).unsqueeze(0)
+    expected = [(layer.double() ** 2).sum().item() for layer in layers]
+    np.testing.assert_allclose(squared_norms(rows, LAYOUT)[0], expected, rtol=1e-13)
+
+
+def test_recorded_statistics(net, inputs, path: Path, group) -> None:
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
+    start = [parameter.detach().clone() for parameter in net.parameters()]
+    kept: dict[str, list] = {"gradient": [], "weight": [], "update": [], "distance": []}
+    quantities = ("gradient", "weight", "update")
+    with attach(net, optimizer, path, collectors=[Statistics(quantities=quantities)]):
+        # More steps than a block holds.
+        for _ in range(40):
+            optimizer.zero_grad()
+            net(inputs).square().mean().backward()
+            before = [parameter.detach().clone() for parameter in net.parameters()]
+            kept["gradient"].append([parameter.grad.clone() for parameter in net.parameters()])
+            optimizer.step()
+            kept["weight"].append(before)
+            kept["update"].append(
+                [p.detach() - w for p, w in zip(net.parameters(), before, strict=True)]
+            )
+            kept["distance"].append(
+                [(w - s).norm().item() for w, s in zip(before, start, strict=True)]
+            )
+    found = group("statistics")
+    assert found["step"].values.tolist() == list(range(40))
+    for quantity in quantities:
+        references = [[reference(tensor.numpy()) for tensor in row] for row in kept[quantity]]
+        for name in MOMENTS:
+            values = found[f"{quantity}_{name}"]
+            expected = [[layer[name] for layer in row] for row in references]
+            np.testing.assert_allclose(values, expected, rtol=2e-5, atol=1e-8, err_msg=name)
+    np.testing.assert_allclose(found["distance"], kept["distance"], rtol=1e-5, atol=1e-9)
+
+
+def test_default_quantities(net, inputs, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with attach(net, optimizer, path, collectors=[Statistics(quantities=("gradient",))]):
+        net(inputs).sum().backward()
+        optimizer.step()
+    assert set(group("statistics").data_vars) == {
+        "distance",
+        *(f"gradient_{name}" for name in MOMENTS),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights(dtype: torch.dtype, net, inputs, path: Path, group) -> None:
+    net = net.to(dtype)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    sketch = (tracelab.Project(16), tracelab.Full())
+    seen = []
+    with attach(net, optimizer, path, collectors=[Weights(every=3, sketch=sketch)]):
+        for _ in range(8):
+            seen.append([parameter.detach().clone() for parameter in net.parameters()])
+            optimizer.zero_grad()
+            net(inputs.to(dtype)).square().mean().backward()
+            optimizer.step()
+    seen.append(list(net.parameters()))
+    found = group("weights")
+    # The last row holds the weights behind the last step.
+    assert found["step"].values.tolist() == [0, 3, 6, 8]
+    for row, step in enumerate(found["step"].values):
+        flat = torch.cat([tensor.detach().flatten() for tensor in seen[step]])
+        np.testing.assert_array_equal(found["full"][row], flat.float())
+        norms = [tensor.detach().double().norm().item() for tensor in seen[step]]
+        moved = [
+            (a - b).detach().double().norm().item()
+            for a, b in zip(seen[step], seen[0], strict=True)
+        ]
+        rtol = 1e-12 if dtype == torch.float64 else 1e-7
+        np.testing.assert_allclose(found["norm"][row], norms, rtol=rtol)
+        np.testing.assert_allclose(found["distance"][row], moved, rtol=rtol)
+
+
+def test_final_weights_of_a_run_without_steps(net, path: Path, group) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    attach(net, optimizer, path, collectors=[Weights()]).detach()
+    assert group("weights")["step"].values.tolist() == [0]
+    assert group("weights")["distance"].values.tolist() == [[0.0] * 4]
+
+
+def test_large_layers_take_several_blocks_and_stretches(path: Path, group) -> None:
+    """A layer longer than a stretch, and a buffer so large that a block holds one step."""
+    model = nn.Linear(3000, 1500, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    collectors = [Statistics(), Gradients(sketch=tracelab.Project(64))]
+    gradients = []
+    with attach(model, optimizer, path, collectors=collectors):
+        for step in range(3):
+            gradients.append(torch.randn(1500, 3000, generator=torch.Generator().manual_seed(step)))
+            model.weight.grad = gradients[-1].clone()
+            optimizer.step()
+    for step, gradient in enumerate(gradients):
+        flat = gradient.double().numpy().ravel()
+        expected = tracelab.Project(64).project(flat, 0)
+        found = group("gradients")["projected"].values[step, 0]
+        # Summed in float64, stored in float32.
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            group("statistics")["gradient_norm"][step, 0], np.linalg.norm(flat), rtol=1e-6
+        )
+
+
+@pytest.mark.parametrize("quantities", [("gradients",), "gradient", ("weight", "loss")])
+def test_unknown_quantities(quantities) -> None:
+    with pytest.raises(UsageError, match="must be a sequence of gradient, weight, update"):
+        Statistics(quantities=quantities)
