@@ -94,7 +94,7 @@ class Results(Mapping[str, xr.Dataset]):
 
     def _open(self, name: str, key: str) -> xr.Dataset:
         return xr.open_zarr(
-            self._store, group=f"{RESULTS}/{name}/{key}", consolidated=True, chunks=None
+            self._store, group=f"{RESULTS}/{name}/{key}", consolidated=False, chunks=None
         )
 
     def __repr__(self) -> str:
@@ -171,4 +171,6 @@ def _write(store: Store, path: str, dataset: xr.Dataset) -> None:
     with warnings.catch_warnings():
         # Our commit record, read by zarr-python and xarray; other readers do without it.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        dataset.to_zarr(store, group=path, mode="w", consolidated=True, zarr_format=3)
+        # xarray itself consolidates the root of the store, which is the recorder's commit record.
+        dataset.to_zarr(store, group=path, mode="w", consolidated=False, zarr_format=3)
+        zarr.consolidate_metadata(store, path=path, zarr_format=3)
