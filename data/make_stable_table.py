@@ -72,15 +72,20 @@ def tail_coefficients(alpha):
     return b.reshape(2, 7)
 
 
-def panel_coefficients(low, high, log_x0):
-    """Return the Chebyshev coefficients of one panel, shape (order, row, 7)."""
+def cell_points(log_x0):
+    """Return the map from values to monomials, and z at the Chebyshev points of the cells."""
     u = (1 - np.cos(np.pi * (np.arange(DEGREE + 1) + 0.5) / (DEGREE + 1))) / 2
     to_monomials = np.linalg.inv(np.vander(u, DEGREE + 1, increasing=True))
     x0 = 2.0**-log_x0
     octaves = x0 * 2.0 ** np.arange(log_x0 + 6)
     edges = (octaves[:, None] * (1 + np.arange(8) / 8)).ravel()
     widths = np.repeat(octaves / 8, 8)
-    z = edges[:, None] + widths[:, None] * u - x0
+    return to_monomials, edges[:, None] + widths[:, None] * u - x0
+
+
+def panel_coefficients(low, high, log_x0):
+    """Return the Chebyshev coefficients of one panel, shape (order, row, 7)."""
+    to_monomials, z = cell_points(log_x0)
     nodes = np.cos(np.pi * (np.arange(stable.NODES) + 0.5) / stable.NODES)
     alphas = (low + high) / 2 + (high - low) / 2 * nodes
     values = np.array(
@@ -90,10 +95,17 @@ def panel_coefficients(low, high, log_x0):
     return np.tensordot(to_series, values, 1)
 
 
-def density_on_nodes(panels, coefficients, alpha):
+def gaussian_coefficients(log_x0):
+    """Return phi as polynomials in the cells below BODY, shape (cell, 7)."""
+    to_monomials, z = cell_points(log_x0)
+    z = z[: 8 * (log_x0 + 2)]
+    return (np.exp(-z * z / 4) / np.sqrt(4 * np.pi)) @ to_monomials.T
+
+
+def density_on_nodes(tabulated, alpha):
     """Return quadrature nodes, weights (both for z > 0) and density, df/dz, df/dalpha there."""
     law = stable.new_law()
-    x0 = stable.collapse(panels, coefficients, alpha, 1, law)
+    x0 = stable.collapse(tabulated, alpha, 1, law)
     nodes, weights = np.polynomial.legendre.leggauss(12)
     edges = x0 * 2.0 ** (np.arange(int(-np.log2(x0)) * 8 + 49) / 8) - x0
     half = np.diff(edges)[:, None] / 2
@@ -108,12 +120,12 @@ def density_on_nodes(panels, coefficients, alpha):
     return z, np.concatenate([inner_weights, outer_weights]), *f.T
 
 
-def information(panels, coefficients):
+def information(tabulated):
     """Return the table of Fisher information over a uniform grid in log s."""
     rows = []
     for log_s in np.linspace(np.log(1e-9), np.log(2 - stable.ALPHA_MIN), 448):
         s = np.exp(log_s)
-        z, w, f, fz, fa = density_on_nodes(panels, coefficients, 2 - s)
+        z, w, f, fz, fa = density_on_nodes(tabulated, 2 - s)
         score_v, score_u, score_l = -s * fa / f, -(1 + z * fz / f), -fz / f
         w = 2 * w * f
         rows.append(
@@ -128,12 +140,12 @@ def information(panels, coefficients):
     return np.array(rows)
 
 
-def quantiles(panels, coefficients):
+def quantiles(tabulated):
     """Return McCulloch's ratio, alpha and the upper quartile, by falling alpha."""
     rows = []
     for alpha in np.linspace(2, stable.ALPHA_MIN, 171):
         law = stable.new_law()
-        x0 = stable.collapse(panels, coefficients, alpha, 0, law)
+        x0 = stable.collapse(tabulated, alpha, 0, law)
         stable.cumulate(law, x0, alpha)
 
         def excess_tail(log_z, p, law=law, x0=x0, alpha=alpha):
@@ -147,17 +159,21 @@ def quantiles(panels, coefficients):
 def main():
     """Write the table."""
     parts = [panel_coefficients(*panel) for panel in PANELS]
-    offsets = np.cumsum([0] + [part.size for part in parts[:-1]])
-    panels = np.array([[*panel, offset] for panel, offset in zip(PANELS, offsets, strict=True)])
-    coefficients = np.concatenate([part.ravel() for part in parts])
-    path = Path(stable.__file__).parent / "tables" / "stable.npz"
-    np.savez_compressed(
-        path,
-        panels=panels,
-        coefficients=coefficients,
-        information=information(panels, coefficients),
-        quantiles=quantiles(panels, coefficients),
+    bodies = [gaussian_coefficients(panel[2]) for panel in PANELS]
+    offsets = [np.cumsum([0] + [part.size for part in arrays[:-1]]) for arrays in (parts, bodies)]
+    nothing = np.empty((0, 0))
+    tabulated = stable.Table(
+        panels=np.column_stack([PANELS, *offsets]),
+        coefficients=np.concatenate([part.ravel() for part in parts]),
+        gaussian=np.concatenate([body.ravel() for body in bodies]),
+        information=nothing,
+        quantiles=nothing,
     )
+    tabulated = tabulated._replace(
+        information=information(tabulated), quantiles=quantiles(tabulated)
+    )
+    path = Path(stable.__file__).parent / "tables" / "stable.npz"
+    np.savez_compressed(path, **tabulated._asdict())
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 

@@ -8,11 +8,11 @@ import numba
 import numpy as np
 
 from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
-from tracelab.stats._stable_density import ALPHA_MIN, Float64, collapse, new_law
+from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, new_law
 from tracelab.stats._stable_fit import MIN_SAMPLES, mask_atoms, quantile, start_alpha
 from tracelab.stats._stable_panel import climb_panel, cluster_scores, observed_information
 
-__all__ = ["fit_cell", "prepare"]
+__all__ = ["interval", "maximise", "prepare"]
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -73,9 +73,7 @@ def _robust(clusters: Float64, shrink: float) -> float:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _score_endpoint(
     x: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
+    tabulated: Table,
     law: Float64,
     counts: Float64,
     at: tuple[float, float],
@@ -106,15 +104,15 @@ def _score_endpoint(
     for _ in range(40):
         trial = min(max(trial, ALPHA_MIN), 2.0 - 1e-9)
         new_v = math.log(2.0 - trial)
-        vv, vu, uu, ll = fisher(information, 0.5 * (v + new_v))
+        vv, vu, uu, ll = fisher(tabulated.information, 0.5 * (v + new_v))
         for g in range(groups):
             change = sums[1, g] / (uu * counts[g]) - vu / uu * (new_v - v)
             loc[g] += scale[g] * min(max(sums[2, g] / (ll * counts[g]), -0.5), 0.5)
             scale[g] *= math.exp(min(max(change, -1.0), 1.0))
         v = new_v
-        vv, vu, uu, ll = fisher(information, v)
+        vv, vu, uu, ll = fisher(tabulated.information, v)
         projection[0] = vu / uu
-        x0 = collapse(panels, coefficients, trial, 1, law)
+        x0 = collapse(tabulated, trial, 1, law)
         cluster_scores(x, law, x0, trial, scale, loc, projection, clusters, sums)
         naive = total * (vv - vu * vu / uu)
         deviation = math.sqrt(max(_robust(clusters, shrink), naive))
@@ -141,55 +139,64 @@ def _score_endpoint(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def fit_cell(
-    ordered: Float64,
-    x: Float64,
-    counts: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
-    quantiles: Float64,
-    target: float,
-    shrink: float,
-    scale: Float64,
-    loc: Float64,
-    out: Float64,
-) -> None:
-    """Fit one cell of standardised groups; all of `counts` are positive.
+def maximise(
+    ordered: Float64, counts: Float64, tabulated: Table, scale: Float64, loc: Float64
+) -> tuple[float, float, float, float, int, bool]:
+    """Return v, alpha, log-likelihood, the Gaussian one, iterations, whether it converged.
 
-    `ordered` is (group, values), `x` is (series, batch). Writes scale and loc by group, and to
-    `out`: alpha, its standard error, low, high, log-likelihood and the Gaussian one (both of the
-    standardised values), iterations, converged.
+    `ordered` is (group, values), standardised, all of `counts` positive. Writes `scale`, `loc`.
     """
-    law = new_law()
     groups = ordered.shape[0]
-    total = counts.sum()
     g_scale, g_loc = np.empty(groups), np.empty(groups)
     g_loglik = 0.0
     for g in range(groups):
         g_scale[g], g_loc[g], part = gaussian(ordered[g, : int(counts[g])])
         g_loglik += part
-    start, q75 = _start(ordered, counts, quantiles)
+    start, q75 = _start(ordered, counts, tabulated.quantiles)
     v = math.log(2.0 - start)
     scale[:], loc[:] = 0.5 / q75, 0.0
+    law = new_law()
     if groups == 1:
         row = ordered[0, : int(counts[0])]
+        first = (v, scale[0], loc[0])
         v, scale[0], loc[0], loglik, _, iterations, converged = climb(
-            row, panels, coefficients, information, law, (v, scale[0], loc[0]), True, g_loglik, 1e-9
+            row, tabulated, law, first, True, g_loglik, 1e-9
         )
     else:
         v, loglik, iterations, converged = climb_panel(
-            ordered, counts, panels, coefficients, information, law, v, scale, loc, g_loglik
+            ordered, counts, tabulated, law, v, scale, loc, g_loglik
         )
-    alpha = 2.0 - math.exp(v)
     if loglik <= g_loglik + 1e-9:
-        alpha, v, loglik, converged = 2.0, V_MIN, g_loglik, True
         scale[:], loc[:] = g_scale, g_loc
-        se, low, high = 0.0, 2.0, np.inf
-    else:
-        expected = fisher(information, v)
+        return V_MIN, 2.0, g_loglik, g_loglik, iterations, True
+    return v, 2.0 - math.exp(v), loglik, g_loglik, iterations, converged
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def interval(
+    x: Float64,
+    counts: Float64,
+    tabulated: Table,
+    at: tuple[float, float],
+    scale: Float64,
+    loc: Float64,
+    target: float,
+    shrink: float,
+) -> tuple[float, float, float]:
+    """Return standard error, low and high of alpha at the maximum ``at = (v, alpha)``.
+
+    `x` is (series, batch), standardised, NaN where left out; `target` is Student's quantile and
+    `shrink` makes up for the degrees of freedom that fitting took from the scores.
+    """
+    v, alpha = at
+    total = counts.sum()
+    law = new_law()
+    se, low, high = 0.0, 2.0, np.inf
+    if alpha < 2.0:
+        groups = scale.size
+        expected = fisher(tabulated.information, v)
         projection = np.zeros((2, groups))
-        x0 = collapse(panels, coefficients, alpha, 2, law)
+        x0 = collapse(tabulated, alpha, 2, law)
         curvature = observed_information(x, law, x0, alpha, scale, loc, expected, projection)
         clusters, sums = np.empty(x.shape[1]), np.empty((3, groups))
         cluster_scores(x, law, x0, alpha, scale, loc, projection, clusters, sums)
@@ -197,17 +204,12 @@ def fit_cell(
         low, high = alpha - target * se, alpha + target * se
     if high > 2.0 - 2.0 * target * se or low < ALPHA_MIN + target * se:
         first = target * se if alpha < 2.0 else min(0.2, 30.0 / total)
-        low = _score_endpoint(
-            x, panels, coefficients, information, law, counts,
-            (v, min(first, 0.5 * (alpha - ALPHA_MIN))), scale, loc, target, shrink, -1,
-        )  # fmt: skip
+        start = (v, min(first, 0.5 * (alpha - ALPHA_MIN)))
+        low = _score_endpoint(x, tabulated, law, counts, start, scale, loc, target, shrink, -1)
         high = 2.0
         if alpha < 2.0:
-            high = _score_endpoint(
-                x, panels, coefficients, information, law, counts,
-                (v, min(target * se, 0.5 * (2.0 - alpha))), scale, loc, target, shrink, 1,
-            )  # fmt: skip
+            start = (v, min(target * se, 0.5 * (2.0 - alpha)))
+            high = _score_endpoint(x, tabulated, law, counts, start, scale, loc, target, shrink, 1)
     if alpha == 2.0:
         se = (2.0 - low) / target
-    out[0], out[1], out[2], out[3], out[4], out[5] = alpha, se, low, high, loglik, g_loglik
-    out[6], out[7] = iterations, 1.0 if converged else 0.0
+    return se, low, high

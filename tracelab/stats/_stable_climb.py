@@ -13,7 +13,7 @@ import math
 import numba
 import numpy as np
 
-from tracelab.stats._stable_density import ALPHA_MIN, Float64, collapse, density
+from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, density
 
 __all__ = ["V_MAX", "V_MIN", "climb", "fisher", "gaussian", "score_sums"]
 
@@ -115,9 +115,7 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def climb(
     x: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
+    tabulated: Table,
     law: Float64,
     start: tuple[float, float, float],
     free: bool,
@@ -133,16 +131,16 @@ def climb(
     n = x.size
     v, scale, loc = start
     alpha = 2.0 - math.exp(v)
-    x0 = collapse(panels, coefficients, alpha, 1, law)
+    x0 = collapse(tabulated, alpha, 1, law)
     loglik, g0, g1, g2 = score_sums(x, law, x0, alpha, scale, loc)
     gradient = np.array([g0, g1, g2])
-    inverse = _inverse_information(information, v, n, free)
+    inverse = _inverse_information(tabulated.information, v, n, free)
     fresh = True
     step = np.zeros(3)
     for iteration in range(1, _MAX_ITERATIONS + 1):
         pinned = free and v >= V_MAX and gradient[0] >= 0.0
         if pinned:
-            inverse = _inverse_information(information, v, n, False)
+            inverse = _inverse_information(tabulated.information, v, n, False)
             fresh = True
         step[:] = inverse @ gradient
         gain = step @ gradient
@@ -159,7 +157,7 @@ def climb(
             new_scale, new_loc = scale * math.exp(step[1]), loc + scale * step[2]
             if free:
                 alpha = 2.0 - math.exp(new_v)
-                x0 = collapse(panels, coefficients, alpha, 1, law)
+                x0 = collapse(tabulated, alpha, 1, law)
             new_loglik, g0, g1, g2 = score_sums(x, law, x0, alpha, new_scale, new_loc)
             rise = new_loglik - loglik
             if rise >= 1e-4 * (step @ gradient) - slack:
@@ -167,7 +165,7 @@ def climb(
             step *= 0.3
         else:
             if not fresh:
-                inverse = _inverse_information(information, v, n, free)
+                inverse = _inverse_information(tabulated.information, v, n, free)
                 fresh = True
                 continue
             return v, scale, loc, loglik, gradient[0], iteration, gain < 1e-5
@@ -175,7 +173,7 @@ def climb(
         v, scale, loc, loglik = new_v, new_scale, new_loc, new_loglik
         gradient[:] = g0, g1, g2
         if (free and abs(step[0]) > 0.3) or abs(step[1]) > 0.3 or not _bfgs(inverse, step, change):
-            inverse = _inverse_information(information, v, n, free)
+            inverse = _inverse_information(tabulated.information, v, n, free)
             fresh = True
         else:
             fresh = False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Literal, get_args
 
 import numpy as np
@@ -10,12 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from tracelab.errors import UsageError
-from tracelab.stats._stable_cell import fit_cell, prepare
+from tracelab.stats._stable_cell import interval, maximise, prepare
 from tracelab.stats._stable_density import table
 from tracelab.stats._stable_fit import MIN_SAMPLES
 from tracelab.typing import Status
 
-__all__ = ["CommonFit", "Scales", "fit_common"]
+__all__ = ["CommonFit", "Scales", "fit_common", "uncorrected"]
 
 Float64 = NDArray[np.float64]
 Scales = Literal["each", "shared"]
@@ -110,7 +112,7 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
         raise UsageError(f"x must have shape (..., batch, series), got shape {values.shape}")
     lead, (batches, series) = values.shape[:-2], values.shape[-2:]
     each = scales == "each"
-    numbers = np.full((9, *lead), np.nan)
+    numbers = np.full((7, *lead), np.nan)
     group_shape = (*lead, series) if each else lead
     scale, loc = np.full(group_shape, np.nan), np.full(group_shape, np.nan)
     counts = np.zeros((3, *lead), dtype=np.int64)
@@ -132,7 +134,7 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
         loc=loc,
         loglik=numbers[4],
         loglik_gaussian=numbers[5],
-        tied_fraction=numbers[8],
+        tied_fraction=numbers[6],
         n_batches=batches,
         n_series=counts[0],
         n_dropped=counts[1],
@@ -141,46 +143,103 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
     )
 
 
-def _fit_one(
-    rows: Float64, each: bool, confidence: float
-) -> tuple[Status, Float64, NDArray[np.int64], Float64]:
-    """Return status, numbers, counts, and scale and location by group of one cell.
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A cell made ready: standardised groups (series, or all values), sorted and in order."""
 
-    `rows` is (series, batch) and is overwritten.
-    """
-    series, batches = rows.shape
-    numbers, counts = np.full(9, np.nan), np.zeros(3, dtype=np.int64)
-    nothing = np.empty((2, 0))
-    if not np.isfinite(rows).all():
-        return Status.NON_FINITE_INPUT, numbers, counts, nothing
-    if batches < MIN_SAMPLES:
-        return Status.TOO_FEW_SAMPLES, numbers, counts, nothing
+    status: Status
+    varies: NDArray[np.bool_]
+    ordered: Float64
+    by_series: Float64
+    size: Float64
+    centre: Float64
+    spread: Float64
+    tied_fraction: float
+
+
+def _prepared(rows: Float64, each: bool) -> _Cell:
+    """Make a cell ready; `rows` is (series, batch) and is overwritten."""
     varies = (rows != rows[:, :1]).any(axis=1)
-    counts[1] = series - varies.sum()
+    nothing = np.empty(0)
+    if not np.isfinite(rows).all():
+        return _Cell(Status.NON_FINITE_INPUT, varies, rows, rows, nothing, nothing, nothing, np.nan)
+    if rows.shape[1] < MIN_SAMPLES:
+        return _Cell(Status.TOO_FEW_SAMPLES, varies, rows, rows, nothing, nothing, nothing, np.nan)
     used = rows[varies]
-    if not used.size:
-        return Status.CONSTANT_INPUT, numbers, counts, nothing
     groups = used if each else used.reshape(1, -1)
     ordered = np.sort(groups, axis=-1)
     size, centre, spread = (np.zeros(len(groups)) for _ in range(3))
-    prepare(ordered, groups, size, centre, spread)
+    if used.size:
+        prepare(ordered, groups, size, centre, spread)
     fitted = size > 0
-    numbers[8] = np.isnan(groups).mean()
-    counts[1] += np.sum(~fitted) if each else 0
-    if not fitted.any():
+    tied = float(np.isnan(groups).mean()) if used.size else 0.0
+    if each:
+        varies[varies] = fitted
+        used = groups[fitted]
+    status = Status.OK if fitted.any() else Status.CONSTANT_INPUT
+    if status is not Status.OK:
+        varies[:] = False
+    return _Cell(
+        status, varies, ordered[fitted], used, size[fitted], centre[fitted], spread[fitted], tied
+    )
+
+
+def uncorrected(x: Float64, scales: Scales) -> float:
+    """Return the maximum-likelihood alpha of one cell (batch, series), bias and all."""
+    cell = _prepared(np.ascontiguousarray(x.T, dtype=np.float64), scales == "each")
+    scale, loc = np.empty(cell.size.size), np.empty(cell.size.size)
+    return float(maximise(cell.ordered, cell.size, table(), scale, loc)[1])
+
+
+@cache
+def _bias() -> tuple[Float64, Float64, Float64]:
+    """Return alphas, 1 / size (rising), and size times the bias (size, alpha)."""
+    with (
+        (files("tracelab.stats") / "tables" / "stable_common.npz").open("rb") as file,
+        np.load(file) as stored,
+    ):
+        return stored["alpha"], stored["inverse_size"], stored["bias"]
+
+
+def _corrected(alpha: Float64, size: float) -> Float64:
+    """Return the true alphas whose limit, with own scales for `size` samples each, is `alpha`."""
+    alphas, inverse_size, bias = _bias()
+    at = np.interp(1 / size, inverse_size, np.arange(inverse_size.size))
+    i = min(int(at), inverse_size.size - 2)
+    limit = alphas + (bias[i] + (at - i) * (bias[i + 1] - bias[i])) / size
+    # The limit reaches 2 before alpha does if samples are few: 2 then means that alpha at least.
+    limit = np.maximum.accumulate(np.minimum(limit, 2.0))
+    return np.where(alpha >= 2.0, 2.0, np.interp(alpha, limit, alphas))
+
+
+def _fit_one(
+    rows: Float64, each: bool, confidence: float
+) -> tuple[Status, Float64, NDArray[np.int64], Float64]:
+    """Return status, numbers, counts, and scale and location by group of one cell."""
+    numbers, counts = np.full(7, np.nan), np.zeros(3, dtype=np.int64)
+    series, batches = rows.shape
+    cell = _prepared(rows, each)
+    if cell.status is Status.CONSTANT_INPUT:
         counts[1] = series
-        return Status.CONSTANT_INPUT, numbers, counts, nothing
-    ordered, size = ordered[fitted], size[fitted]
-    by_series = groups[fitted] if each else used
-    counts[0] = series - counts[1]
+    if cell.status is not Status.OK:
+        return cell.status, numbers, counts, np.empty((2, 0))
+    scale, loc = np.empty(cell.size.size), np.empty(cell.size.size)
+    v, alpha, loglik, gaussian, iterations, converged = maximise(
+        cell.ordered, cell.size, table(), scale, loc
+    )
     target = float(stats.t.ppf(0.5 + 0.5 * confidence, batches - 1))
-    unit_scale, unit_loc, out = np.empty(size.size), np.empty(size.size), np.empty(8)
-    fit_cell(ordered, by_series, size, *table(), target, 1.0, unit_scale, unit_loc, out)
-    numbers[:6] = out[:6]
-    numbers[4:6] -= np.sum(size * np.log(spread[fitted]))
-    counts[2] = out[6]
+    # Each series spent two of its samples on location and scale.
+    shrink = batches / (batches - 2) if each else 1.0
+    se, low, high = interval(
+        cell.by_series, cell.size, table(), (v, alpha), scale, loc, target, shrink
+    )
+    if each:
+        alpha, low, high = _corrected(np.array([alpha, low, high]), float(cell.size.mean()))
+    unit = np.sum(cell.size * np.log(cell.spread))
+    numbers[:] = alpha, se, low, high, loglik - unit, gaussian - unit, cell.tied_fraction
+    counts[:] = cell.varies.sum(), series - cell.varies.sum(), iterations
     located = np.full((2, series if each else 1), np.nan)
-    where = np.flatnonzero(varies)[fitted] if each else [0]
-    located[0, where] = unit_scale * spread[fitted]
-    located[1, where] = centre[fitted] + unit_loc * spread[fitted]
-    return (Status.OK if out[7] else Status.NOT_CONVERGED), numbers, counts, located
+    where = np.flatnonzero(cell.varies) if each else np.array([0])
+    located[0, where] = scale * cell.spread
+    located[1, where] = cell.centre + loc * cell.spread
+    return (Status.OK if converged else Status.NOT_CONVERGED), numbers, counts, located

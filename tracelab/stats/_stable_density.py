@@ -12,7 +12,10 @@ in alpha. Beyond ``y = EDGE`` G is the series of Bergstroem,
 .. math:: G(z) = \frac{1}{z} \sum_{k=1}^{14} b_k(\alpha)\, (z / 64)^{-k\alpha}, \qquad
    b_k = \frac{\Gamma(k\alpha + 1)}{k!} \frac{\sin(\pi k s / 2)}{\pi s} 64^{-k\alpha} .
 
-A kernel first *collapses* the table at one alpha, then evaluates many points.
+A kernel first *collapses* the table at one alpha, to f and its derivatives in alpha, then
+evaluates many points. Below ``y = BODY`` the collapsed cells hold all of f, so that the body of
+the data costs no exponential; above they hold :math:`s\, G`, as :math:`\varphi` falls too fast
+for its cells.
 
 References
 ----------
@@ -52,6 +55,9 @@ ALPHA_MIN = 0.3
 EDGE = 64.0
 """Where the table ends (in ``y = |z| + x0``) and the tail series takes over."""
 
+BODY = 4.0
+"""Where cells stop holding the Gaussian part."""
+
 MAX_ROWS = 8 * (14 + 6) + 2
 NODES = 12
 _INV_SQRT_4PI = 1.0 / math.sqrt(4.0 * math.pi)
@@ -66,10 +72,12 @@ class Table(NamedTuple):
 
     Parameters
     ----------
-    panels : ndarray, shape (panel, 4)
-        Lower and upper alpha, ``-log2(x0)`` and the panel's offset in `coefficients`.
+    panels : ndarray, shape (panel, 5)
+        Lower and upper alpha, ``-log2(x0)``, the panel's offsets in `coefficients`, `gaussian`.
     coefficients : ndarray, shape (size,)
         Per panel an array (Chebyshev order, row, 7): cells, then two rows of ``b_k``.
+    gaussian : ndarray, shape (size,)
+        Per panel an array (cell, 7): phi in the cells below ``BODY``.
     information : ndarray, shape (node, 5)
         Columns ``log s``, then Fisher information per sample in ``(log s, log scale, location /
         scale)``: vv / s, vu / s, uu, and of the location. Uniform in the first column.
@@ -79,6 +87,7 @@ class Table(NamedTuple):
 
     panels: Float64
     coefficients: Float64
+    gaussian: Float64
     information: Float64
     quantiles: Float64
 
@@ -95,18 +104,17 @@ def table() -> Table:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def new_law() -> Float64:
-    """Return room for a collapsed law: rows of G, G_alpha, G_alpha,alpha (8 columns each)."""
+    """Return room for a collapsed law: rows of f, f_alpha, f_alpha,alpha (8 columns each)."""
     return np.zeros((MAX_ROWS, 24))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def collapse(
-    panels: Float64, coefficients: Float64, alpha: float, order: int, law: Float64
-) -> float:
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def collapse(tabulated: Table, alpha: float, order: int, law: Float64) -> float:
     """Write the law at `alpha` with `order` derivatives in alpha to `law`; return x0.
 
     Column 7 of a row is the inverse cell width, column 15 is free for `cumulate`.
     """
+    panels, coefficients = tabulated.panels, tabulated.coefficients
     panel = 0
     while panel < panels.shape[0] - 1 and alpha > panels[panel, 1]:
         panel += 1
@@ -139,128 +147,157 @@ def collapse(
             following_bend = 4.0 * slope + 2.0 * t * bend - bend_before
         value_before, slope_before, bend_before = value, slope, bend
         value, slope, bend = following, following_slope, following_bend
+    # From G to f = phi + s G and its derivatives in alpha.
+    s = 2.0 - alpha
+    body = 8 * (log_x0 + 2)
+    offset = int(panels[panel, 4])
     width = 2.0**-log_x0 / 8.0
-    for row in range(cells):
+    for row in range(rows):
+        for c in range(7):
+            g, ga = law[row, c], law[row, 8 + c]
+            law[row, c] = s * g
+            law[row, 8 + c] = s * ga - g
+            law[row, 16 + c] = s * law[row, 16 + c] - 2.0 * ga
+            if row < body:
+                law[row, c] += tabulated.gaussian[offset + row * 7 + c]
         law[row, 7] = 1.0 / width
         if row % 8 == 7:
             width *= 2.0
-    # The tail rows stand first after the cells; kernels find them from x0.
     return float(2.0**-log_x0)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, inline="always")
 def density(law: Float64, x0: float, alpha: float, z: float) -> tuple[float, float, float]:
     """Return f, df/d|z| and df/dalpha at ``|z|``."""
-    s = 2.0 - alpha
-    a = min(abs(z), _Z_MAX)
+    a = abs(z)
     y = a + x0
-    base = np.float64(x0).view(np.int64) >> 49
     if y < EDGE:
+        # The first 15 bits are sign, exponent and cell in the octave, the others the place in it.
         bits = np.float64(y).view(np.int64)
-        row = law[(bits >> 49) - base]
+        row = (bits >> 49) - (np.float64(x0).view(np.int64) >> 49)
         u = (bits & 0x1FFFFFFFFFFFF) * 2.0**-49
-        g = row[6]
-        slope = 0.0
+        f = law[row, 6]
+        fz = 0.0
+        fa = law[row, 14]
         for c in range(5, -1, -1):
-            slope = slope * u + g
-            g = g * u + row[c]
-        ga = row[14]
-        for c in range(13, 7, -1):
-            ga = ga * u + row[c]
-        f, fz = s * g, s * slope * row[7]
-        if a < _GAUSSIAN_END:
+            fz = fz * u + f
+            f = f * u + law[row, c]
+            fa = fa * u + law[row, 8 + c]
+        fz *= law[row, 7]
+        if y >= BODY and a < _GAUSSIAN_END:
             phi = _INV_SQRT_4PI * math.exp(-0.25 * a * a)
             f += phi
             fz -= 0.5 * a * phi
-        return f, fz, s * ga - g
-    tail = law[(np.float64(EDGE).view(np.int64) >> 49) - base :]
-    log_ratio = math.log(a / 64.0)
-    q = math.exp(-alpha * log_ratio)
-    g = gk = ga = 0.0
-    for k in range(14, 0, -1):
-        b = tail[(k - 1) // 7, (k - 1) % 7]
-        g = g * q + b
-        gk = gk * q + k * b
-        ga = ga * q + tail[(k - 1) // 7, 8 + (k - 1) % 7]
-    per = q / a
-    g, gk, ga = g * per, gk * per, ga * per
-    return s * g, -s * (alpha * gk + g) / a, s * (ga - gk * log_ratio) - g
+    else:
+        f, fz, fa = _tail_density(law, x0, alpha, a)
+    return f, fz, fa
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _tail_density(law: Float64, x0: float, alpha: float, a: float) -> tuple[float, float, float]:
+    """Return f, df/da and df/dalpha beyond the table."""
+    a = min(a, _Z_MAX)
+    first = _cells(x0)
+    log_ratio = math.log(a / EDGE)
+    q = math.exp(-alpha * log_ratio)
+    f = fk = fa = 0.0
+    for k in range(14, 0, -1):
+        row, c = first + (k - 1) // 7, (k - 1) % 7
+        f = f * q + law[row, c]
+        fk = fk * q + k * law[row, c]
+        fa = fa * q + law[row, 8 + c]
+    per = q / a
+    return f * per, -(alpha * fk + f) * per / a, (fa - fk * log_ratio) * per
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _cells(x0: float) -> int:
+    """Return the number of cells, which is the row of the first tail coefficients."""
+    return int((np.float64(EDGE).view(np.int64) >> 49) - (np.float64(x0).view(np.int64) >> 49))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def density2(
     law: Float64, x0: float, alpha: float, z: float
 ) -> tuple[float, float, float, float, float, float]:
     """Return f and its derivatives z, alpha, zz, z alpha, alpha alpha at ``|z|`` (order 2)."""
-    s = 2.0 - alpha
     a = min(abs(z), _Z_MAX)
     y = a + x0
-    base = np.float64(x0).view(np.int64) >> 49
+    f = fz = fzz = fa = faz = faa = 0.0
     if y < EDGE:
         bits = np.float64(y).view(np.int64)
-        row = law[(bits >> 49) - base]
+        row = law[(bits >> 49) - (np.float64(x0).view(np.int64) >> 49)]
         u = (bits & 0x1FFFFFFFFFFFF) * 2.0**-49
-        g = gu = guu = ga = gau = gaa = 0.0
         for c in range(6, -1, -1):
-            guu = guu * u + 2.0 * gu
-            gu = gu * u + g
-            g = g * u + row[c]
-            gau = gau * u + ga
-            ga = ga * u + row[8 + c]
-            gaa = gaa * u + row[16 + c]
-        gz, gzz, gaz = gu * row[7], guu * row[7] * row[7], gau * row[7]
-        phi = _INV_SQRT_4PI * math.exp(-0.25 * a * a)
-        return (
-            phi + s * g,
-            s * gz - 0.5 * a * phi,
-            s * ga - g,
-            s * gzz + (0.25 * a * a - 0.5) * phi,
-            s * gaz - gz,
-            s * gaa - 2.0 * ga,
-        )
-    tail = law[(np.float64(EDGE).view(np.int64) >> 49) - base :]
-    t = math.log(a / 64.0)
+            fzz = fzz * u + 2.0 * fz
+            fz = fz * u + f
+            f = f * u + row[c]
+            faz = faz * u + fa
+            fa = fa * u + row[8 + c]
+            faa = faa * u + row[16 + c]
+        fz, fzz, faz = fz * row[7], fzz * row[7] * row[7], faz * row[7]
+        if y >= BODY:
+            phi = _INV_SQRT_4PI * math.exp(-0.25 * a * a)
+            f += phi
+            fz -= 0.5 * a * phi
+            fzz += (0.25 * a * a - 0.5) * phi
+        return f, fz, fa, fzz, faz, faa
+    first = _cells(x0)
+    t = math.log(a / EDGE)
     q = math.exp(-alpha * t)
-    g = gz = gzz = ga = gaz = gaa = 0.0
     for k in range(14, 0, -1):
-        i, j = (k - 1) // 7, (k - 1) % 7
-        b, ba, baa = tail[i, j], tail[i, 8 + j], tail[i, 16 + j]
+        row = law[first + (k - 1) // 7]
+        c = (k - 1) % 7
+        b, ba, baa = row[c], row[8 + c], row[16 + c]
         e = k * alpha + 1.0
-        g = g * q + b
-        gz = gz * q - e * b
-        gzz = gzz * q + e * (e + 1.0) * b
-        ga = ga * q + (ba - k * t * b)
-        gaz = gaz * q - (e * (ba - k * t * b) + k * b)
-        gaa = gaa * q + (baa - 2.0 * k * t * ba + k * k * t * t * b)
+        f = f * q + b
+        fz = fz * q - e * b
+        fzz = fzz * q + e * (e + 1.0) * b
+        fa = fa * q + (ba - k * t * b)
+        faz = faz * q - (e * (ba - k * t * b) + k * b)
+        faa = faa * q + (baa - 2.0 * k * t * ba + k * k * t * t * b)
     per = q / a
-    g, gz, gzz = g * per, gz * per / a, gzz * per / (a * a)
-    ga, gaz, gaa = ga * per, gaz * per / a, gaa * per
-    return s * g, s * gz, s * ga - g, s * gzz, s * gaz - gz, s * gaa - 2.0 * ga
+    return f * per, fz * per / a, fa * per, fzz * per / (a * a), faz * per / a, faa * per
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def log_density(law: Float64, x0: float, alpha: float, z: float) -> float:
-    """Return log f at z, finite for every finite z if ``alpha < 2``."""
+    """Return log f at z, finite for every finite z."""
     a = abs(z)
     if alpha == 2.0:
         return math.log(_INV_SQRT_4PI) - 0.25 * a * a
     if a + x0 < EDGE:
         return math.log(density(law, x0, alpha, a)[0])
-    tail = law[(np.float64(EDGE).view(np.int64) >> 49) - (np.float64(x0).view(np.int64) >> 49) :]
-    log_ratio = math.log(a) - math.log(64.0)
+    first = _cells(x0)
+    log_ratio = math.log(a) - math.log(EDGE)
     q = math.exp(-alpha * log_ratio)
-    g = 0.0
+    f = 0.0
     for k in range(14, 0, -1):
-        g = g * q + tail[(k - 1) // 7, (k - 1) % 7]
-    return math.log((2.0 - alpha) * g) - alpha * log_ratio - math.log(a)
+        f = f * q + law[first + (k - 1) // 7, (k - 1) % 7]
+    return math.log(f) - alpha * log_ratio - math.log(a)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _tail_survival(law: Float64, x0: float, alpha: float, a: float) -> float:
+    """Return the integral of the tail series from `a` to infinity."""
+    first = _cells(x0)
+    q = math.exp(-alpha * (math.log(a) - math.log(EDGE)))
+    total = 0.0
+    for k in range(14, 0, -1):
+        total = total * q + law[first + (k - 1) // 7, (k - 1) % 7] / (k * alpha)
+    return total * q
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def cumulate(law: Float64, x0: float, alpha: float) -> None:
-    """Write to column 15 the integral of G from each cell's right edge to infinity."""
-    cells = (np.float64(EDGE).view(np.int64) >> 49) - (np.float64(x0).view(np.int64) >> 49)
-    beyond = tail_integral(law[cells:], alpha, EDGE - x0)
-    for row in range(cells - 1, -1, -1):
+    """Write to column 15 what the cells' functions integrate to beyond each cell's right edge."""
+    beyond = _tail_survival(law, x0, alpha, EDGE - x0)
+    gaussian = True
+    for row in range(_cells(x0) - 1, -1, -1):
+        if gaussian and row < _cells(x0) - 32:
+            # Four octaves below the edge the cells begin to hold the Gaussian part too.
+            beyond += 0.5 * math.erfc(0.5 * (BODY - x0))
+            gaussian = False
         law[row, 15] = beyond
         part = 0.0
         for c in range(6, -1, -1):
@@ -269,33 +306,21 @@ def cumulate(law: Float64, x0: float, alpha: float) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def tail_integral(tail: Float64, alpha: float, a: float) -> float:
-    """Return the integral of the tail series of G from `a` to infinity."""
-    q = math.exp(-alpha * (math.log(a) - math.log(64.0)))
-    total = 0.0
-    for k in range(14, 0, -1):
-        total = total * q + tail[(k - 1) // 7, (k - 1) % 7] / (k * alpha)
-    return total * q
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
 def survival(law: Float64, x0: float, alpha: float, a: float) -> float:
     """Return P(Z > a) for ``a >= 0``, to the relative accuracy of the density; after `cumulate`."""
-    s = 2.0 - alpha
-    y = a + x0
-    base = np.float64(x0).view(np.int64) >> 49
     gaussian = 0.5 * math.erfc(0.5 * a)
-    if s == 0.0:
+    if alpha == 2.0 or a == np.inf:
         return gaussian
+    y = a + x0
     if y >= EDGE:
-        tail = law[(np.float64(EDGE).view(np.int64) >> 49) - base :]
-        return s * tail_integral(tail, alpha, a) if a < np.inf else 0.0
+        return _tail_survival(law, x0, alpha, a)
     bits = np.float64(y).view(np.int64)
-    row = law[(bits >> 49) - base]
+    row = law[(bits >> 49) - (np.float64(x0).view(np.int64) >> 49)]
     u = (bits & 0x1FFFFFFFFFFFF) * 2.0**-49
-    # Integral of the cell's polynomial from u to 1, without cancellation between two values.
+    # Integral of the cell's polynomial from u to 1.
     part, whole = 0.0, 0.0
     for c in range(6, -1, -1):
         part = part * u + row[c] / (c + 1.0)
         whole += row[c] / (c + 1.0)
-    return float(gaussian + s * (row[15] + (whole - part * u) / row[7]))
+    within = row[15] + (whole - part * u) / row[7]
+    return float(within + gaussian if y >= BODY else within)

@@ -8,7 +8,7 @@ import numba
 import numpy as np
 
 from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
-from tracelab.stats._stable_density import ALPHA_MIN, Float64, new_law
+from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, new_law
 
 __all__ = ["ATOM_SHARE", "MIN_SAMPLES", "fit_sorted", "mask_atoms", "quantile", "start_alpha"]
 
@@ -19,7 +19,7 @@ ATOM_SHARE = 0.1
 """A value shared by more than this part of a sample is no draw of a continuous law."""
 
 # Twice the log-likelihood still to gain when a climb stops; looser along the profile.
-_TOLERANCE, _PROFILE_TOLERANCE = 1e-9, 1e-5
+_TOLERANCE, _PROFILE_TOLERANCE = 1e-9, 1e-3
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -67,9 +67,7 @@ def start_alpha(quantiles: Float64, log_ratio: float) -> tuple[float, float]:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _endpoint(
     x: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
+    tabulated: Table,
     law: Float64,
     best: tuple[float, float, float, float],
     guess: float,
@@ -83,12 +81,16 @@ def _endpoint(
     """
     inner, outer = best[0], ALPHA_MIN if guess < best[0] else 2.0 - 1e-9
     scale, loc = best[1], best[2]
-    trial = guess
+    trial, before = guess, math.log(max(2.0 - best[0], 1e-9))
     for _ in range(40):
         v = math.log(2.0 - trial)
+        # Where the scale goes with alpha, so that one step usually does.
+        _, vu, uu, _ = fisher(tabulated.information, 0.5 * (v + before))
+        scale *= math.exp(-vu / uu * (v - before))
+        before = v
         start = (v, scale, loc)
         _, scale, loc, loglik, slope, _, _ = climb(
-            x, panels, coefficients, information, law, start, False, -np.inf, _PROFILE_TOLERANCE
+            x, tabulated, law, start, False, -np.inf, _PROFILE_TOLERANCE
         )
         fall = max(2.0 * (best[3] - loglik), 0.0)
         root = math.sqrt(fall)
@@ -114,10 +116,7 @@ def _endpoint(
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def fit_sorted(
     rows: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
-    quantiles: Float64,
+    tabulated: Table,
     target: float,
     out: Float64,
 ) -> None:
@@ -132,7 +131,7 @@ def fit_sorted(
     n_all = rows.shape[1]
     for r in range(rows.shape[0]):
         ordered = rows[r]
-        out[r, :9] = np.nan
+        out[r, :9] = out[r, 12] = np.nan
         out[r, 9] = out[r, 10] = 0.0
         if n_all > 0 and not (math.isfinite(ordered[0]) and math.isfinite(ordered[-1])):
             out[r, 11] = 3.0
@@ -160,13 +159,11 @@ def fit_sorted(
         for i in range(n):
             x[i] = (x[i] - centre) / spread
         unit = n * math.log(spread)
-        start, q75 = start_alpha(quantiles, math.log(wide / spread))
+        start, q75 = start_alpha(tabulated.quantiles, math.log(wide / spread))
         g_scale, g_loc, g_loglik = gaussian(x)
         v, scale, loc, loglik, _, iterations, converged = climb(
             x,
-            panels,
-            coefficients,
-            information,
+            tabulated,
             law,
             (math.log(2.0 - start), 0.5 / q75, 0.0),
             True,
@@ -177,7 +174,7 @@ def fit_sorted(
         if loglik <= g_loglik + 1e-9:
             alpha, scale, loc, loglik, converged = 2.0, g_scale, g_loc, g_loglik, True
             v = V_MIN
-        vv, vu, uu, ll = fisher(information, v)
+        vv, vu, uu, ll = fisher(tabulated.information, v)
         best = (alpha, scale, loc, loglik)
         if alpha == 2.0:
             low, high, se_alpha, se_scale = 2.0, np.inf, 0.0, math.sqrt(0.5 / n)
@@ -188,12 +185,12 @@ def fit_sorted(
             low, high = alpha - target * se_alpha, alpha + target * se_alpha
         if target > 0.0 and (low < ALPHA_MIN + 3.0 * se_alpha or high > 2.0 - 3.0 * se_alpha):
             guess = max(low, 0.5 * (ALPHA_MIN + alpha)) if alpha < 2.0 else 2.0 - min(0.2, 30.0 / n)
-            low = _endpoint(x, panels, coefficients, information, law, best, guess, target)
+            low = _endpoint(x, tabulated, law, best, guess, target)
             if 2.0 * (loglik - g_loglik) <= target * target:
                 high = 2.0
             else:
                 guess = min(high, 0.5 * (alpha + 2.0))
-                high = _endpoint(x, panels, coefficients, information, law, best, guess, target)
+                high = _endpoint(x, tabulated, law, best, guess, target)
         if alpha == 2.0 and target > 0.0:
             se_alpha = (2.0 - low) / target
         out[r, 0], out[r, 1], out[r, 2] = alpha, scale * spread, centre + loc * spread

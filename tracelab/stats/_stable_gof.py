@@ -15,6 +15,7 @@ from tracelab.errors import UsageError
 from tracelab.stats._stable_density import (
     ALPHA_MIN,
     Float64,
+    Table,
     collapse,
     cumulate,
     new_law,
@@ -47,9 +48,7 @@ class GoodnessOfFit:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def anderson_rows(
-    z: Float64, alpha: Float64, panels: Float64, coefficients: Float64, out: Float64
-) -> None:
+def anderson_rows(z: Float64, alpha: Float64, tabulated: Table, out: Float64) -> None:
     """Write A^2 of each row of sorted standardised values under the law of its alpha."""
     law = new_law()
     n = z.shape[1]
@@ -57,7 +56,7 @@ def anderson_rows(
     before, x0 = -1.0, 0.0
     for r in range(z.shape[0]):
         if alpha[r] != before:
-            x0 = collapse(panels, coefficients, alpha[r], 0, law)
+            x0 = collapse(tabulated, alpha[r], 0, law)
             cumulate(law, x0, alpha[r])
             before = alpha[r]
         for i in range(n):
@@ -144,7 +143,7 @@ def goodness_of_fit(
     values = np.moveaxis(np.asarray(x), axis, -1).astype(np.float64)
     lead, n = values.shape[:-1], values.shape[-1]
     a, d, g = (
-        np.broadcast_to(np.asarray(p, dtype=np.float64), lead).reshape(-1)
+        np.broadcast_to(np.asarray(p, dtype=np.float64), lead).reshape(math.prod(lead))
         for p in (alpha, loc, scale)
     )
     known = np.isfinite(a) & np.isfinite(d) & np.isfinite(g)
@@ -152,7 +151,7 @@ def goodness_of_fit(
         raise UsageError(f"alpha must be in [{ALPHA_MIN}, 2], got {alpha!r}")
     if not np.all(g[known] > 0):
         raise UsageError(f"scale must be positive, got {scale!r}")
-    rows = values.reshape(-1, n)
+    rows = values.reshape(math.prod(lead), n)
     status = np.zeros(rows.shape[0], dtype=np.uint8)
     if n < MIN_SAMPLES:
         status[:] = int(Status.TOO_FEW_SAMPLES)
@@ -163,7 +162,7 @@ def goodness_of_fit(
         tabulated = table()
         z = (np.sort(rows[good], axis=-1) - d[good, None]) / g[good, None]
         found = np.empty(z.shape[0])
-        anderson_rows(z, a[good], tabulated.panels, tabulated.coefficients, found)
+        anderson_rows(z, a[good], tabulated, found)
         statistic[good] = found
         pvalue[good] = _pvalue(found, a[good], n)
     return GoodnessOfFit(statistic.reshape(lead), pvalue.reshape(lead), status.reshape(lead))

@@ -13,6 +13,7 @@ from tracelab.errors import UsageError
 from tracelab.stats._stable_density import (
     ALPHA_MIN,
     Float64,
+    Table,
     collapse,
     cumulate,
     density,
@@ -59,11 +60,9 @@ def _quantile(law: Float64, x0: float, alpha: float, q: float) -> float:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _evaluate(
-    what: int, z: Float64, alpha: float, panels: Float64, coefficients: Float64, out: Float64
-) -> None:
+def _evaluate(what: int, z: Float64, alpha: float, tabulated: Table, out: Float64) -> None:
     law = new_law()
-    x0 = collapse(panels, coefficients, alpha, 0, law)
+    x0 = collapse(tabulated, alpha, 0, law)
     if what >= _CDF:
         cumulate(law, x0, alpha)
     for i in range(z.size):
@@ -71,8 +70,10 @@ def _evaluate(
         if math.isnan(a):
             out[i] = np.nan
         elif what == _PDF:
-            out[i] = math.exp(log_density(law, x0, alpha, a)) if a > 1e3 else 0.0
-            if a <= 1e3:
+            # Far out the tail's logarithm outlasts the products behind `density`.
+            if alpha == 2.0 or a > 1e3:
+                out[i] = math.exp(log_density(law, x0, alpha, a)) if a < np.inf else 0.0
+            else:
                 out[i] = density(law, x0, alpha, a)[0]
         elif what == _LOGPDF:
             out[i] = log_density(law, x0, alpha, a) if a < np.inf else -np.inf
@@ -120,7 +121,7 @@ def _standard(
     for i, value in enumerate(unique):
         where = order[bounds[i] : bounds[i + 1]]
         part = np.empty(where.size)
-        _evaluate(what, flat[where], value, tabulated.panels, tabulated.coefficients, part)
+        _evaluate(what, flat[where], value, tabulated, part)
         result[where] = part
     return out
 

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from tracelab.stats._stable_climb import V_MAX, V_MIN, fisher, score_sums
-from tracelab.stats._stable_density import Float64, collapse, density, density2
+from tracelab.stats._stable_density import Float64, Table, collapse, density, density2
 
 __all__ = ["climb_panel", "cluster_scores", "observed_information"]
 
@@ -48,9 +48,7 @@ def _panel_sums(
 def climb_panel(
     rows: Float64,
     counts: Float64,
-    panels: Float64,
-    coefficients: Float64,
-    information: Float64,
+    tabulated: Table,
     law: Float64,
     v: float,
     scale: Float64,
@@ -65,12 +63,13 @@ def climb_panel(
     total = counts.sum()
     sums, trial_sums = np.empty((3, series)), np.empty((3, series))
     new_scale, new_loc = np.empty(series), np.empty(series)
+    inverse, steps = np.zeros((3, series)), np.empty((2, series))
     alpha = 2.0 - math.exp(v)
-    x0 = collapse(panels, coefficients, alpha, 1, law)
+    x0 = collapse(tabulated, alpha, 1, law)
     loglik = _panel_sums(rows, counts, law, x0, alpha, scale, loc, sums)
     last_v = last_score = np.nan
     for iteration in range(1, _MAX_ITERATIONS + 1):
-        vv, vu, uu, ll = fisher(information, v)
+        vv, vu, uu, ll = fisher(tabulated.information, v)
         coupling = vu / uu
         score = 0.0
         distance = 0.0
@@ -85,21 +84,29 @@ def climb_panel(
             return v, loglik, iteration, True
         # The slope of the efficient score between the last two points, where it is sane.
         curvature = expected
-        if 0.0 < abs(v - last_v) < 0.3:
+        far = not abs(v - last_v) < 0.3
+        if not far and v != last_v:
             curvature = min(max((last_score - score) / (v - last_v), 0.25 * expected), 4 * expected)
         step_v = min(max(score / curvature, -1.5), 1.5)
         last_v, last_score = v, score
+        for j in range(series):
+            # No update was possible, or alpha moved far: start over from the expected curvature.
+            if far or inverse[0, j] == 0.0:
+                inverse[0, j], inverse[1, j] = 1.0 / (uu * counts[j]), 0.0
+                inverse[2, j] = 1.0 / (ll * counts[j])
+            step = inverse[0, j] * sums[1, j] + inverse[1, j] * sums[2, j]
+            steps[0, j] = min(max(step, -1.0), 1.0)
+            step = inverse[1, j] * sums[1, j] + inverse[2, j] * sums[2, j]
+            steps[1, j] = min(max(step, -1.0), 1.0)
         size = 1.0
         accepted = False
         for _ in range(12):
             new_v = min(max(v + size * step_v, V_MIN), V_MAX)
             for j in range(series):
-                step = sums[1, j] / (uu * counts[j]) - coupling * (new_v - v) / size
-                new_scale[j] = scale[j] * math.exp(size * min(max(step, -1.0), 1.0))
-                step = sums[2, j] / (ll * counts[j])
-                new_loc[j] = loc[j] + scale[j] * size * min(max(step, -1.0), 1.0)
+                new_scale[j] = scale[j] * math.exp(size * steps[0, j] - coupling * (new_v - v))
+                new_loc[j] = loc[j] + scale[j] * size * steps[1, j]
             alpha = 2.0 - math.exp(new_v)
-            x0 = collapse(panels, coefficients, alpha, 1, law)
+            x0 = collapse(tabulated, alpha, 1, law)
             new_loglik = _panel_sums(rows, counts, law, x0, alpha, new_scale, new_loc, trial_sums)
             if new_loglik >= loglik - 1e-13 * abs(loglik):
                 accepted = True
@@ -107,9 +114,28 @@ def climb_panel(
             size *= 0.3
         if not accepted:
             return v, loglik, iteration, score**2 < 1e-4 * expected
+        for j in range(series):
+            _update(inverse[:, j], size * steps[:, j], sums[1:, j] - trial_sums[1:, j])
         v, loglik = new_v, new_loglik
         scale[:], loc[:], sums[:] = new_scale, new_loc, trial_sums
     return v, loglik, _MAX_ITERATIONS, False
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _update(inverse: Float64, step: Float64, change: Float64) -> None:
+    """Update one series' inverse curvature (BFGS); set its first entry to 0 if that fails."""
+    a, b, c = inverse
+    product = step[0] * change[0] + step[1] * change[1]
+    h0, h1 = a * change[0] + b * change[1], b * change[0] + c * change[1]
+    quadratic = h0 * change[0] + h1 * change[1]
+    # The gradient also moved with alpha: far from the expected curvature the pair says nothing.
+    if not 0.1 * quadratic < product < 10.0 * quadratic:
+        inverse[0] = 0.0
+        return
+    factor = (1.0 + quadratic / product) / product
+    inverse[0] += factor * step[0] * step[0] - 2.0 * h0 * step[0] / product
+    inverse[1] += factor * step[0] * step[1] - (h0 * step[1] + step[0] * h1) / product
+    inverse[2] += factor * step[1] * step[1] - 2.0 * h1 * step[1] / product
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

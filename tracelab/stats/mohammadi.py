@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
@@ -185,17 +187,40 @@ def _scaled(values: Float64) -> Float64:
 
 def _profile(values: Float64, lengths: tuple[int, ...]) -> Float64:
     """Return 1 / alpha and its standard error by cell and block length: (2, cell, m)."""
-    logs = np.log(np.linalg.norm(values, axis=-1) + _EPS)
     out = np.empty((2, values.shape[0], len(lengths)))
-    for i, m in enumerate(lengths):
-        blocks = values.shape[1] // m
-        inside = values[:, : blocks * m].reshape(values.shape[0], blocks, m, -1)
-        # Corollary 2.4, as a mean over blocks so that blocks are independent replicates.
-        growth = np.log(np.linalg.norm(inside.sum(axis=2), axis=-1) + _EPS)
-        growth -= logs[:, : blocks * m].reshape(values.shape[0], blocks, m).mean(axis=2)
-        out[0, :, i] = growth.mean(axis=1) / np.log(m)
-        out[1, :, i] = growth.std(axis=1, ddof=1) / np.sqrt(blocks) / np.log(m)
+    for i, cell in enumerate(values):
+        _growth(np.ascontiguousarray(cell), np.array(lengths), out[:, i])
     return out
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _growth(x: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
+    """Write 1 / alpha and its standard error (2, m) of the samples `x` (sample, component)."""
+    n, components = x.shape
+    logs = np.empty(n)
+    for k in range(n):
+        square = 0.0
+        for c in range(components):
+            square += x[k, c] ** 2
+        logs[k] = math.log(math.sqrt(square) + _EPS)
+    block = np.empty(components)
+    for i in range(lengths.size):
+        m = lengths[i]
+        blocks = n // m
+        growth = np.empty(blocks)
+        for b in range(blocks):
+            block[:] = 0.0
+            inside = 0.0
+            for k in range(b * m, (b + 1) * m):
+                inside += logs[k]
+                for c in range(components):
+                    block[c] += x[k, c]
+            # Corollary 2.4, as a mean over blocks so that blocks are independent replicates.
+            growth[b] = math.log(math.sqrt(np.sum(block * block)) + _EPS) - inside / m
+        mean = growth.mean()
+        deviation = math.sqrt(np.sum((growth - mean) ** 2) / (blocks - 1))
+        out[0, i] = mean / math.log(m)
+        out[1, i] = deviation / math.sqrt(blocks) / math.log(m)
 
 
 def _middle(

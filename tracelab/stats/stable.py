@@ -6,6 +6,7 @@ N(loc, 2 scale^2). Everything but `rvs` is for symmetric laws (``beta = 0``).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -155,10 +156,10 @@ def fit(
     lead, n = values.shape[:-1], values.shape[-1]
     if method == "mohammadi":
         return _fit_mohammadi(values, confidence)
-    rows = np.sort(values.reshape(-1, n), axis=-1)
+    rows = np.sort(values.reshape(math.prod(lead), n), axis=-1)
     z = float(stats.norm.ppf(0.5 + 0.5 * confidence))
     out = np.zeros((rows.shape[0], 13))
-    fit_sorted(rows, *table(), z, out)
+    fit_sorted(rows, table(), z, out)
     columns = (out[:, i].reshape(lead) for i in range(13))
     (alpha, scale, loc, alpha_se, log_scale_se, loc_se, low, high, loglik) = (
         next(columns) for _ in range(9)
