@@ -10,10 +10,20 @@ from typing import Any
 from tracelab.contracts import Analysis
 from tracelab.errors import MissingExtraError, TracelabError, UsageError
 
-__all__ = ["ANALYSES", "COLLECTORS", "RECORDERS", "analyses", "analysis", "recorder"]
+__all__ = [
+    "ANALYSES",
+    "COLLECTORS",
+    "DEMOS",
+    "RECORDERS",
+    "analyses",
+    "analysis",
+    "demo",
+    "recorder",
+]
 
 ANALYSES = "tracelab.analyses"
 COLLECTORS = "tracelab.collectors"
+DEMOS = "tracelab.demos"
 RECORDERS = "tracelab.recorders"
 
 
@@ -72,3 +82,13 @@ def recorder(framework: str) -> Any:
             f"no recorder for {framework!r} is installed; there are: {', '.join(known) or 'none'}"
         )
     return _load(RECORDERS, framework)
+
+
+def demo(name: str) -> Any:
+    """Return the function that records the training runs of the demonstration `name`."""
+    known = _entries(DEMOS)
+    if name not in known:
+        raise UsageError(
+            f"no demonstration is called {name!r}; there are: {', '.join(known) or 'none'}"
+        )
+    return _load(DEMOS, name)
