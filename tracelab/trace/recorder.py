@@ -86,14 +86,10 @@ class Recorder:
         nbytes = rules.row_bytes(row)
         kept = owned(rules, row, nbytes)
         with self._changed:
-            self.raise_failure()
-            while self._pending and self._pending + nbytes > self._queue_bytes:
+            while self._going() and self._pending and self._pending + nbytes > self._queue_bytes:
                 self._starved = True
                 self._changed.notify_all()
                 self._changed.wait()
-                self.raise_failure()
-                if self._closing:
-                    raise UsageError(f"the writer of {self._name} is closed")
             block = self._filling.get(rules.name)
             if block is None or not block.takes(kept):
                 if block is not None:
@@ -109,9 +105,9 @@ class Recorder:
     def declare(self, rules: GroupRules) -> None:
         """Hand over a group's declaration, before its rows."""
         with self._changed:
-            self.raise_failure()
-            self._queue.append(rules)
-            self._schedule()
+            if self._going():
+                self._queue.append(rules)
+                self._schedule()
 
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Change root attributes; they are stored with the next commit."""
@@ -143,9 +139,8 @@ class Recorder:
             self._asked += 1
             mine = self._asked
             self._changed.notify_all()
-            while self._answered < mine and self._failure is None and not self._closing:
+            while self._answered < mine and self._going():
                 self._changed.wait()
-            self.raise_failure()
 
     def stop(self) -> None:
         """End the thread, without another commit."""
@@ -153,6 +148,13 @@ class Recorder:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
+
+    def _going(self) -> bool:
+        """Return True, or raise because recording stopped."""
+        self.raise_failure()
+        if self._closing:
+            raise UsageError(f"the writer of {self._name} is closed")
+        return True
 
     def raise_failure(self) -> None:
         """Raise TraceError if recording stopped; it counts the rows that were lost."""

@@ -40,7 +40,7 @@ class ShardBuilder:
     dtype : str
         As stored, little-endian.
     fill : ndarray or None
-        Stands for a missing row.
+        Stands for a missing row; None if there can be none.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ShardBuilder:
             self.rows += taken
             done += taken
             for column in self._columns:
-                self._place(column, inside, part)
+                self._place(column, inside, part, taken)
                 if self.rows % self._chunk_rows == 0:
                     column.seal()
                     if self.rows % self._shard_rows == 0:
@@ -90,19 +90,23 @@ class ShardBuilder:
                 column.seal()
                 yield column.encode(self.rows // self._shard_rows)
 
-    def _place(self, column: _Column, first: int, rows: Array | None) -> None:
+    def _place(self, column: _Column, first: int, rows: Array | None, count: int) -> None:
         if first == 0:
             column.blocks.append(None)
-        if rows is None:
-            return
         block = column.blocks[-1]
+        if block is None and rows is None:
+            return
         if block is None:
-            block = np.empty(len(column.cells), self._dtype)
-            block["values"] = 0 if self._fill is None else self._fill
+            block = np.zeros(len(column.cells), self._dtype)
             column.blocks[-1] = block
+            if first:
+                block["values"][:, :first] = self._fill
         values = block["values"]
+        if rows is None:
+            values[:, first : first + count] = self._fill
+            return
         for cell, (source, target) in enumerate(column.cells):
-            place: Any = (cell, slice(first, first + len(rows)), *target)
+            place: Any = (cell, slice(first, first + count), *target)
             values[place] = rows[(slice(None), *source)]
 
 

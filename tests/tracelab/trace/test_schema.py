@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,15 @@ def test_statistics_are_ten_of_each_quantity_and_the_distance():
 )
 def test_units(kind, name, units):
     assert KINDS[kind][name].units == units
+
+
+def test_the_page_on_the_format_names_every_kind_and_array():
+    page = (Path(__file__).parents[3] / "docs/format.md").read_text()
+    for kind in KINDS.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.name}`"))
+        for name in kind.names():
+            suffix = re.sub("^(gradient|weight|update)_", "_", name)
+            assert f"`{name}`" in row or f"`{suffix}`" in row, name
 
 
 def test_noise_keeps_batches_and_their_mean_in_the_same_sketch():

@@ -477,6 +477,29 @@ def test_append_that_waits_for_room_hears_of_the_failure(gated):
     assert len(caught) == 1
 
 
+def test_append_that_waits_for_room_hears_that_the_trace_is_replaced(gated):
+    writer, gate = gated
+    gate.open.clear()
+    caught = []
+
+    def fill():
+        try:
+            for step in range(30):
+                writer.append("weights", step=step, full=np.zeros(2000))
+        except UsageError as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    time.sleep(0.2)
+    threading.Timer(0.1, gate.open.set).start()
+    writer.abandon()
+    thread.join(30)
+    assert caught == [f"the writer of {writer.location} is closed"]
+    with pytest.raises(UsageError, match="is closed"):
+        writer._recorder.flush()
+
+
 def test_the_exception_inside_is_not_hidden_by_a_full_disk(gated):
     writer, gate = gated
     gate.error = OSError(28, "No space left on device")
