@@ -32,6 +32,7 @@ MIN_POINTS = 10
 PREFERENCES = ("undecided", "log", "power")
 # Twice the log of the evidence ratio above which a preference is called strong.
 STRONG = 6.0
+FEW_EFFECTIVE = 10
 
 _CELL = ("layer",)
 
@@ -156,6 +157,11 @@ def finding(result: xr.Dataset) -> Finding:
         "cross-entropy the norm of the weights grows like log t without any noise (Soudry et al. "
         "2018). Compare with a full-batch run."
     )
+    dependent = (
+        f"The residuals of the better law depend on each other so much that the "
+        f"{int(row['n_samples'])} steps are worth {float(row['n_effective']):.0f} independent "
+        "ones: neither law follows the curve closely. Fit a later phase (start=)."
+    )
     status = Status(int(row["status"]))
     if status is not Status.OK:
         reason = status.name.lower().replace("_", " ")
@@ -171,7 +177,7 @@ def finding(result: xr.Dataset) -> Finding:
         f"{verdict} (difference of AIC {float(row['delta_aic']):.1f} in favour of log t; "
         f"R² {float(row['log_r2']):.4f} against {float(row['power_r2']):.4f}; exponent of t "
         f"{exponent:.3f}, 95 % interval {low:.3f} to {high:.3f}).",
-        (caveat,),
+        (caveat, dependent) if float(row["n_effective"]) < FEW_EFFECTIVE else (caveat,),
     )
 
 
