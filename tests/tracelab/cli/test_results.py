@@ -1,0 +1,147 @@
+import io
+import json
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import tracelab
+from tracelab import registry
+
+
+@pytest.fixture
+def analysed(run, record):
+    path = record()
+    run("analyze", path, "-a", "noise_scale", "-p", "confidence=0.9")
+    run("analyze", path, "-a", "noise_scale", "-a", "gaussianity")
+    return path
+
+
+def test_lists_every_result_with_its_parameters_and_finding(run, analysed):
+    result = run("results", analysed)
+    assert result.exit_code == 0
+    for text in ("confidence=0.9", "confidence=0.95", "mode=batches", "The gradient noise scale"):
+        assert text in result.stdout
+    assert "note: Late in training" in result.stdout
+
+
+def test_the_list_as_json_and_csv(run, analysed):
+    listed = json.loads(run("results", analysed, "--json").stdout, parse_constant=pytest.fail)
+    assert [each["analysis"] for each in listed] == ["gaussianity", "noise_scale", "noise_scale"]
+    assert all(each["finding"] and each["created"] and each["references"] for each in listed)
+    assert "rows" not in listed[0]
+    frame = pd.read_csv(io.StringIO(run("results", analysed, "--format", "csv").stdout))
+    assert list(frame.columns) == ["analysis", "parameters", "created", "finding"]
+    assert len(frame) == 3
+
+
+def test_a_trace_without_results(run, record):
+    path = record()
+    result = run("results", path)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"{path}: no results yet; compute them with `tracelab analyze`\n"
+    assert run("-q", "results", path).stderr == ""
+    assert json.loads(run("results", path, "--json").stdout) == []
+
+
+def test_numbers_are_those_of_the_most_recent_result(run, analysed):
+    result = run("results", analysed, "noise_scale", "--format", "csv")
+    frame = pd.read_csv(io.StringIO(result.stdout))
+    stored = tracelab.open(analysed).results["noise_scale"]
+    assert dict(stored.attrs["parameters"])["confidence"] == 0.95
+    assert list(frame.columns[:2]) == ["step", "layer"]
+    assert len(frame) == stored["status"].size
+    np.testing.assert_allclose(frame["noise_scale_low"], stored["noise_scale_low"].values.ravel())
+    assert set(frame["status"]) == {"ok"}
+
+
+def test_the_table_names_units(run, analysed):
+    heading, *rows = run("results", analysed, "noise_scale").stdout.splitlines()
+    assert heading.split()[:3] == ["step", "layer", "noise_scale"]
+    assert "trace_cov [(loss/weight)^2]" in heading
+    assert len(rows) == 9
+    assert len({len(row.rstrip()) for row in rows}) == 1
+
+
+def test_all_results_side_by_side(run, analysed):
+    table = run("results", analysed, "noise_scale", "--all").stdout.splitlines()
+    assert table[0].split()[0] == "confidence"
+    assert [line.split()[0] for line in table[1:]] == ["0.9"] * 9 + ["0.95"] * 9
+    frame = pd.read_csv(
+        io.StringIO(run("results", analysed, "noise_scale", "--all", "--format", "csv").stdout)
+    )
+    assert frame["confidence"].value_counts().to_dict() == {0.9: 9, 0.95: 9}
+
+
+def test_a_single_result_shows_no_parameter_columns(run, record):
+    path = record()
+    run("analyze", path, "-a", "noise_scale")
+    assert run("results", path, "noise_scale", "--all").stdout.split()[0] == "step"
+
+
+def test_numbers_as_json_carry_units_and_parameters(run, record):
+    path = record(change=lambda gradients: np.full_like(gradients, np.nan))
+    run("analyze", path, "-a", "noise_scale")
+    (found,) = json.loads(run("results", path, "noise_scale", "--json").stdout)
+    assert found["units"]["trace_cov"] == "(loss/weight)^2"
+    assert found["parameters"] == {"confidence": 0.95}
+    assert len(found["rows"]) == 9
+    assert found["rows"][0]["noise_scale"] is None
+    assert found["rows"][0]["status"] == "non_finite_input"
+
+
+def test_numbers_of_an_analysis_that_is_not_installed(run, record, monkeypatch):
+    path = record()
+    run("analyze", path, "-a", "noise_scale")
+    monkeypatch.setattr(registry, "_entries", lambda group: {})
+    heading = run("results", path, "noise_scale", "--format", "csv").stdout.splitlines()[0]
+    assert heading.split(",")[:4] == ["step", "layer", "n_batches", "noise_scale"]
+
+
+def test_parquet_to_a_file_and_to_a_pipe(run, analysed, tmp_path):
+    file = tmp_path / "numbers.parquet"
+    result = run("results", analysed, "gaussianity", "--format", "parquet", "-o", file)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"wrote {file}\n"
+    frame = pd.read_parquet(file)
+    assert list(frame.columns[:3]) == ["step", "layer", "test"]
+    piped = run("results", analysed, "gaussianity", "--format", "parquet").stdout_bytes
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(piped)), frame)
+
+
+def test_parquet_is_not_written_to_a_terminal(run, analysed, monkeypatch):
+    # `tracelab.cli.results` is the command; its module has the same name.
+    monkeypatch.setattr(sys.modules["tracelab.cli.results"], "is_terminal", lambda: True)
+    result = run("results", analysed, "noise_scale", "--format", "parquet")
+    assert result.exit_code == 2
+    assert "name a file with -o" in result.stderr
+
+
+def test_parquet_needs_its_extra(run, analysed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = run("results", analysed, "noise_scale", "--format", "parquet")
+    assert result.exit_code == 2
+    assert "pip install 'tracelab[all]'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tail_index"], "no result of 'tail_index'; results: gaussianity, noise_scale"),
+        (["--all"], "--all needs the NAME"),
+        (["noise_scale", "--format", "xls"], "'xls' is not one of"),
+        (["noise_scale", "-o", "/no/such/folder/x.csv"], "No such file or directory"),
+    ],
+)
+def test_wrong_usage(run, analysed, arguments, words):
+    result = run("results", analysed, *arguments)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_is_no_trace(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("no trace")
+    assert run("results", tmp_path / "none.zarr").exit_code == 2
+    assert run("results", tmp_path).exit_code == 3
