@@ -2,7 +2,13 @@
 
 project = "tracelab"
 author = "The tracelab developers"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax", "numpydoc", "myst_parser"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "numpydoc",
+    "myst_parser",
+]
 exclude_patterns = ["_build"]
 html_theme = "alabaster"
 html_theme_options = {"description": "What gradient noise is, measured", "fixed_sidebar": True}

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import numpy as np
 import xarray as xr
+from dask.base import compute as compute_dask
 from dask.callbacks import Callback
+from dask.delayed import delayed
 from dask.utils import parse_bytes
 
 from tracelab import noise
@@ -346,15 +347,17 @@ def _by_label(array: xr.DataArray, labels: tuple[str, ...], needed: Input) -> xr
     own = [label for label in labels if label != NETWORK]
     if NETWORK not in labels:
         return array.sel(layer=own).compute(scheduler="synchronous")
-    loaded = array.compute(scheduler="synchronous").astype(np.float64)
+    loaded: xr.DataArray = array.compute(scheduler="synchronous").astype(np.float64)
     if needed.network == "root_sum_square":
-        whole = np.sqrt((loaded**2).sum("layer", skipna=False))
+        combined: xr.DataArray = (loaded**2).sum("layer", skipna=False) ** 0.5
     else:
-        whole = loaded.sum("layer", skipna=False)
-    whole = whole.expand_dims(layer=[NETWORK])
+        combined = loaded.sum("layer", skipna=False)
+    network: xr.DataArray = combined.expand_dims(layer=[NETWORK])
     if not own:
-        return whole
-    return xr.concat([loaded.sel(layer=own), whole], "layer", coords="minimal", compat="override")
+        return network
+    parts = [loaded.sel(layer=own), network]
+    joined: xr.DataArray = xr.concat(parts, "layer", coords="minimal", compat="override")
+    return joined
 
 
 def _seeds(plan: Plan, block: Block) -> IntArray:
@@ -472,10 +475,10 @@ def _map(
     plan: Plan, trace: Trace, execution: Execution, progress: Progress | None
 ) -> Iterator[tuple[Block, tuple[dict[str, Array], tuple[str, ...]]]]:
     if execution.client is None and execution.scheduler is None and execution.workers is None:
-        common = dask.delayed((trace, plan), traverse=False, pure=False)
-        tasks = [dask.delayed(_run, pure=False)(common, block) for block in plan.blocks]
+        common = delayed((trace, plan), traverse=False, pure=False)
+        tasks = [delayed(_run, pure=False)(common, block) for block in plan.blocks]
         with _Counter(len(tasks), progress):
-            results = dask.compute(
+            results = compute_dask(
                 *tasks,
                 scheduler="threads",
                 num_workers=_threads(plan, execution),

@@ -7,7 +7,7 @@ for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -190,7 +190,7 @@ def _compress(axes: Axes, limit: float) -> None:
 
 def _draw(
     axes: Axes,
-    x: list[FloatArray],
+    x: Sequence[FloatArray],
     y: FloatArray,
     band: tuple[FloatArray, FloatArray, FloatArray],
     names: list[str],

@@ -93,9 +93,9 @@ class Results(Mapping[str, xr.Dataset]):
         return {key: self._open(name, key) for key in self.keys_of(name)}
 
     def _open(self, name: str, key: str) -> xr.Dataset:
-        return xr.open_zarr(
-            self._store, group=f"{RESULTS}/{name}/{key}", consolidated=False, chunks=None
-        )
+        path = f"{RESULTS}/{name}/{key}"
+        found: xr.Dataset = xr.open_zarr(self._store, group=path, consolidated=False, chunks=None)
+        return found
 
     def __repr__(self) -> str:
         lines = [f"<tracelab.Results: {len(self)} analyses>"]
