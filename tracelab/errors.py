@@ -28,8 +28,14 @@ class MissingExtraError(UsageError, ImportError):
         )
 
 
-class NotRecordedError(UsageError, LookupError):
-    """The trace does not hold what was asked for; the message lists what it holds."""
+class NotRecordedError(UsageError, KeyError):
+    """The trace does not hold what was asked for; the message lists what it holds.
+
+    A `KeyError`, so that ``groups.get(name)`` and ``results.get(name)`` return None.
+    """
+
+    # A KeyError would show its message in quotes.
+    __str__ = Exception.__str__
 
 
 class TraceError(TracelabError):
