@@ -28,8 +28,8 @@ class Workload:
     name: str
     model: Callable[[], nn.Module]
     batch: Callable[[], tuple[Tensor, Tensor]]
-    steps: int
-    pairs: int
+    steps: int  # of a stretch
+    pairs: int  # of stretches
 
 
 def mlp() -> nn.Module:
@@ -55,15 +55,15 @@ WORKLOADS = (
         "MLP, 1e5 weights",
         mlp,
         lambda: (torch.randn(256, 200), torch.randint(0, 10, (256,))),
-        256,
+        100,
         15,
     ),
     Workload(
         "CNN, 1.1e7 weights",
         cnn,
-        lambda: (torch.randn(32, 3, 32, 32), torch.randint(0, 10, (32,))),
-        2,
-        7,
+        lambda: (torch.randn(64, 3, 16, 16), torch.randint(0, 10, (64,))),
+        1,
+        5,
     ),
 )
 
@@ -138,7 +138,8 @@ def measure(workload: Workload, collectors: Sequence[Collector]) -> tuple[float,
 
 
 def main() -> None:
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread\n")
     print("| workload | recorded every step | bare step | ratio | self time |")
     print("| --- | --- | --- | --- | --- |")
     for workload in WORKLOADS:

@@ -148,13 +148,15 @@ class Agenda:
         return min((due.step for due in self._due), default=NEVER)
 
     def _copy(self, lane: Lane, step: int) -> None:
-        if self._handover.failed.issuperset(lane.members):
+        if lane not in self._lanes:
             return
         try:
             lane.copy(step, self._scale)
         except Exception as error:
+            self._lanes.remove(lane)
+            self._handover.lane(lane)
             for name in lane.members:
-                self._handover.fail(name, error)
+                self._handover.fail_behind(name, error)
 
     def _probe(self, name: str, recording: Recording, step: int) -> None:
         self._handover.block(name, recording, Block((step,), {}))

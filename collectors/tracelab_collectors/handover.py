@@ -89,6 +89,11 @@ class Handover:
         self.failed.add(name)
         self.failures.append((name, error))
 
+    def fail_behind(self, name: str, error: Exception) -> None:
+        """Note a failure; record no more behind what was handed over before it."""
+        self.failures.append((name, error))
+        self._worker.put(partial(self.failed.add, name))
+
     def close(self) -> None:
         """Return once everything handed over has been appended."""
         self._worker.close()

@@ -15,8 +15,8 @@ from tracelab_collectors.layout import Layout
 
 __all__ = ["Lane"]
 
-# A block amortizes the cost of a hand-over and of each operation on it over its steps.
-STEPS = 32
+# A block amortizes the cost of a hand-over over its steps; a longer one falls out of the cache.
+STEPS = 16
 BYTES = 32 << 20
 
 
@@ -82,16 +82,17 @@ class Lane:
             # Waits until the background thread has reduced a block: memory stays bounded.
             self._filling = self._free.get()
         row = len(self._steps)
-        for source in self.sources:
-            views = self._filling.views[source][row]
-            if source == "gradient":
-                self._copy_gradients(views, row)
-                if scale is not None:
-                    values = self._filling.rows[source][row]
-                    values.div_(scale.to(values.device))
-            else:
-                # An update starts as the weights before it.
-                torch._foreach_copy_(views, self.parameters)
+        with torch.no_grad():
+            for source in self.sources:
+                views = self._filling.views[source][row]
+                if source == "gradient":
+                    self._copy_gradients(views, row)
+                    if scale is not None:
+                        values = self._filling.rows[source][row]
+                        values.div_(scale.to(values.device))
+                else:
+                    # An update starts as the weights before it.
+                    torch._foreach_copy_(views, self.parameters)
         self._steps.append(step)
 
     def copy_update(self, step: int) -> None:
@@ -100,7 +101,8 @@ class Lane:
             return
         assert self._filling is not None
         row = len(self._steps) - 1
-        torch._foreach_sub_(self._filling.views["update"][row], self.parameters)
+        with torch.no_grad():
+            torch._foreach_sub_(self._filling.views["update"][row], self.parameters)
         self._filling.rows["update"][row].neg_()
 
     def take(self) -> tuple[Block, _Buffers] | None:

@@ -230,9 +230,8 @@ class Session:
         self._open = False
         self._hooks.remove()
         try:
-            with torch.no_grad():
-                self._hand_over(last=True)
-                self._agenda.conclude(self._taken)
+            self._hand_over(last=True)
+            self._agenda.conclude(self._taken)
         except Exception as error:
             self._handover.fail(STEPS, error)
         finally:
@@ -280,11 +279,11 @@ class Session:
             return None
         replaced = None
         try:
-            with torch.no_grad():
-                replaced = self._begin(optimizer, args, kwargs)
+            replaced = self._begin(optimizer, args, kwargs)
         except Exception as error:
             self._handover.fail(STEPS, error)
-        self._settle(raising=True)
+        if self._handover.failures:
+            self._settle(raising=True)
         return replaced
 
     def after_step(self) -> None:
@@ -293,8 +292,7 @@ class Session:
             return
         self._stepping = False
         try:
-            with torch.no_grad():
-                self._finish()
+            self._finish()
         except Exception as error:
             self._handover.fail(STEPS, error)
             self._settle(raising=True)
@@ -348,8 +346,7 @@ class Session:
             if not recorded:
                 recorded = True
                 try:
-                    with torch.no_grad():
-                        self._record(step, None)
+                    self._record(step, None)
                 except Exception as error:
                     self._handover.fail(STEPS, error)
             return result

@@ -268,8 +268,11 @@ def test_a_failing_collector_is_switched_off(
     assert "ArithmeticError: cannot at 40" in reason
     assert group("gradients").sizes["step"] == 80
     assert group("others").sizes["step"] == 81
-    # Blocks before the failing one are there.
-    assert group("failing").sizes["step"] == (40 if probe else BLOCK_STEPS)
+    # Blocks before the failing one are there; a slow machine hands over shorter ones.
+    steps = group("failing")["step"].values
+    assert steps.tolist() == list(range(steps.size))
+    assert 40 - BLOCK_STEPS < steps.size <= 40
+    assert not probe or steps.size == 40
 
 
 @pytest.mark.parametrize("probe", [False, True])
