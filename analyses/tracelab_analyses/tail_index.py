@@ -283,7 +283,7 @@ ANALYSIS = Analysis(
         Variable(
             "gof_pvalue",
             _CELL,
-            description="of the fit: Cauchy combination over series (batches), else of all values "
+            description="of the fit: Cauchy combination over series; pooled: of all values, "
             "taken as independent",
         ),
         Variable(

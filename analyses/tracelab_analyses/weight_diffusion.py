@@ -173,10 +173,12 @@ def finding(result: xr.Dataset) -> Finding:
         "power": "The distance from initialization is better described by a power of t",
     }[preferred]
     exponent, low, high = (float(row[f"power_exponent{end}"]) for end in ("", "_low", "_high"))
+    difference = float(row["delta_aic"])
+    favoured = "log t" if difference > 0 else "the power"
     return Finding(
-        f"{verdict} (difference of AIC {float(row['delta_aic']):.1f} in favour of log t; "
-        f"R² {float(row['log_r2']):.4f} against {float(row['power_r2']):.4f}; exponent of t "
-        f"{exponent:.3f}, 95 % interval {low:.3f} to {high:.3f}).",
+        f"{verdict} (AIC favours {favoured} by {abs(difference):.1f}; R² {float(row['log_r2']):.4f} "
+        f"for log t, {float(row['power_r2']):.4f} for the power; exponent of t {exponent:.3f}, "
+        f"95 % interval {low:.3f} to {high:.3f}).",
         (caveat, dependent) if float(row["n_effective"]) < FEW_EFFECTIVE else (caveat,),
     )
 
