@@ -175,9 +175,10 @@ def finding(result: xr.Dataset) -> Finding:
     exponent, low, high = (float(row[f"power_exponent{end}"]) for end in ("", "_low", "_high"))
     difference = float(row["delta_aic"])
     favoured = "log t" if difference > 0 else "the power"
+    log_r2, power_r2 = float(row["log_r2"]), float(row["power_r2"])
     return Finding(
-        f"{verdict} (AIC favours {favoured} by {abs(difference):.1f}; R² {float(row['log_r2']):.4f} "
-        f"for log t, {float(row['power_r2']):.4f} for the power; exponent of t {exponent:.3f}, "
+        f"{verdict} (AIC favours {favoured} by {abs(difference):.1f}; R² {log_r2:.4f} for log t, "
+        f"{power_r2:.4f} for the power; exponent of t {exponent:.3f}, "
         f"95 % interval {low:.3f} to {high:.3f}).",
         (caveat, dependent) if float(row["n_effective"]) < FEW_EFFECTIVE else (caveat,),
     )
