@@ -146,7 +146,7 @@ def _record(
     def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
-    sketches = [tracelab.Sample(length.coordinates), tracelab.Project(length.directions)]
+    sketches = (tracelab.Sample(length.coordinates), tracelab.Project(length.directions))
     last = length.steps - 1
     probes = np.geomspace(1, last + 1, length.probes).astype(int) - 1
     with tracelab.attach(
