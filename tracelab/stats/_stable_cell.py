@@ -60,14 +60,30 @@ def _start(ordered: Float64, counts: Float64, quantiles: Float64) -> tuple[float
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _robust(clusters: Float64, shrink: float) -> float:
+def _square(clusters: Float64) -> float:
     """Return the estimated variance of the sum of independent clusters."""
-    k = clusters.size
     mean = clusters.mean()
-    square = 0.0
+    total = 0.0
     for value in clusters:
-        square += (value - mean) ** 2
-    return square * k / (k - 1.0) * shrink
+        total += (value - mean) ** 2
+    return total * clusters.size / (clusters.size - 1.0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _variances(
+    clusters: Float64, squares: tuple[float, float], naive: float
+) -> tuple[float, float]:
+    """Return the variance of the total efficient score, empirical and model-based.
+
+    The second is the expected information `naive` times the design effect: the variance of
+    clusters over that of their values if independent. Near alpha = 2 rare outliers carry the
+    information, and a sample that happens to lack them has a small empirical variance; the
+    expected one has not, and the design effect is also that of the scale scores, which are
+    bounded and tell from all values how much the series of a batch move together.
+    """
+    empirical = _square(clusters[0])
+    effect = max(empirical / squares[0], _square(clusters[1]) / squares[1], 1.0)
+    return empirical, naive * effect
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -85,14 +101,13 @@ def _score_endpoint(
 ) -> float:
     """Return the alpha at which the studentised efficient score reaches `target`.
 
-    From ``at = (v, first step)`` outward in `direction` of alpha. The variance is the larger of
-    the clusters' and the expected one: where rare outliers carry the information, a sample
-    without any looks too certain. Series parameters follow along by one scoring step a trial.
+    From ``at = (v, first step)`` outward in `direction` of alpha, with the larger of the two
+    variances. Series parameters follow along by one scoring step a trial.
     """
     groups = scale.size
     scale, loc = scale.copy(), loc.copy()
     total = counts.sum()
-    clusters = np.empty(x.shape[1])
+    clusters = np.empty((2, x.shape[1]))
     sums = np.zeros((3, groups))
     projection = np.zeros((2, groups))
     v = at[0]
@@ -113,11 +128,11 @@ def _score_endpoint(
         vv, vu, uu, ll = fisher(tabulated.information, v)
         projection[0] = vu / uu
         x0 = collapse(tabulated, trial, 1, law)
-        cluster_scores(x, law, x0, trial, scale, loc, projection, clusters, sums)
+        squares = cluster_scores(x, law, x0, trial, scale, loc, projection, clusters, sums)
         naive = total * (vv - vu * vu / uu)
-        deviation = math.sqrt(max(_robust(clusters, shrink), naive))
+        deviation = math.sqrt(shrink * max(*_variances(clusters, squares, naive)))
         # Below the estimate the likelihood rises with alpha, that is falls with v.
-        ratio = clusters.sum() / deviation * direction / target
+        ratio = clusters[0].sum() / deviation * direction / target
         if abs(ratio - 1.0) < 3e-3 or abs(step) < 1e-10:
             return trial
         if ratio < 1.0:
@@ -198,9 +213,13 @@ def interval(
         projection = np.zeros((2, groups))
         x0 = collapse(tabulated, alpha, 2, law)
         curvature = observed_information(x, law, x0, alpha, scale, loc, expected, projection)
-        clusters, sums = np.empty(x.shape[1]), np.empty((3, groups))
-        cluster_scores(x, law, x0, alpha, scale, loc, projection, clusters, sums)
-        se = (2.0 - alpha) * math.sqrt(_robust(clusters, shrink)) / curvature
+        clusters, sums = np.empty((2, x.shape[1])), np.empty((3, groups))
+        squares = cluster_scores(x, law, x0, alpha, scale, loc, projection, clusters, sums)
+        vv, vu, uu, _ = expected
+        naive = total * (vv - vu * vu / uu)
+        robust, modelled = _variances(clusters, squares, naive)
+        se = max(math.sqrt(robust) / curvature, math.sqrt(modelled) / naive)
+        se *= (2.0 - alpha) * math.sqrt(shrink)
         low, high = alpha - target * se, alpha + target * se
     if high > 2.0 - 2.0 * target * se or low < ALPHA_MIN + target * se:
         first = target * se if alpha < 2.0 else min(0.2, 30.0 / total)

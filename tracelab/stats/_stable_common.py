@@ -72,9 +72,17 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
     \alpha) - \log \gamma_j`, which takes values as independent; the uncertainty does not. Rows
     (minibatches) are the independent clusters: with efficient scores :math:`U_k` (the score of
     alpha less its projection on scales and locations, summed over the row) and the observed
-    information :math:`A`, the standard error is :math:`(\sum_k U_k^2)^{1/2} / A` and the interval
-    takes Student's t with ``batch - 1`` degrees of freedom. Near 2, where the estimate is not
-    normal, the interval holds every alpha whose studentised efficient score is not rejected.
+    information :math:`A`, the standard error is :math:`(\sum_k U_k^2)^{1/2} / A`, or that of the
+    expected information times the design effect of the rows if larger; the interval takes
+    Student's t with ``batch - 1`` degrees of freedom. Near 2, where the estimate is not normal,
+    the interval holds every alpha whose studentised efficient score is not rejected.
+
+    With own scales the estimate has a bias of about ``0.5 / batch``, however many the series;
+    the tabulated bias (``data/make_stable_common_table.py``) is taken out of it and of its
+    interval. One thing no cluster-robust interval can know: if a few rare batches are extreme in
+    *all* series at once, a sample without any of them looks more Gaussian than it is. With one
+    common factor for 64 series the 95 % interval covered .96 (alpha 1.5, 100 batches), .93
+    (1.8, 100) and .80 (1.95, 100); independent and correlated series are covered at .93 or more.
 
     Parameters
     ----------
@@ -234,7 +242,9 @@ def _fit_one(
         cell.by_series, cell.size, table(), (v, alpha), scale, loc, target, shrink
     )
     if each:
+        width = high - low
         alpha, low, high = _corrected(np.array([alpha, low, high]), float(cell.size.mean()))
+        se *= (high - low) / width
     unit = np.sum(cell.size * np.log(cell.spread))
     numbers[:] = alpha, se, low, high, loglik - unit, gaussian - unit, cell.tied_fraction
     counts[:] = cell.varies.sum(), series - cell.varies.sum(), iterations

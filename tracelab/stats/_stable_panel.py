@@ -149,17 +149,20 @@ def cluster_scores(
     projection: Float64,
     clusters: Float64,
     sums: Float64,
-) -> None:
-    """Write the efficient score of alpha by cluster, and derivatives by series to `sums`.
+) -> tuple[float, float]:
+    """Return the sums of squares of the efficient scores and of the scale scores, by value.
 
-    `x` (series, batch) is in its original order, NaN where a value is left out; `scale`, `loc`
-    and `projection` (2, groups) have one entry for all series or one for each. The efficient
-    score is ``s_v - p_0 s_scale - p_1 s_loc``.
+    `clusters` (2, batch) takes the efficient score of alpha and the score of the scales, summed
+    over each batch; `sums` the derivatives by series. `x` (series, batch) is in its original
+    order, NaN where a value is left out; `scale`, `loc` and `projection` (2, groups) have one
+    entry for all series or one for each. The efficient score is
+    ``s_v - p_0 s_scale - p_1 s_loc``.
     """
     s = 2.0 - alpha
     shared = scale.size == 1
     clusters[:] = 0.0
     sums[:] = 0.0
+    squares = scale_squares = 0.0
     for j in range(x.shape[0]):
         g = 0 if shared else j
         inverse, centre = 1.0 / scale[g], loc[g]
@@ -174,13 +177,18 @@ def cluster_scores(
             score_v = -s * fa * r
             score_scale = -(1.0 + abs(z) * fz * r)
             score_loc = -fz * r if z > 0.0 else fz * r
-            clusters[k] += score_v - p_scale * score_scale - p_loc * score_loc
+            efficient = score_v - p_scale * score_scale - p_loc * score_loc
+            clusters[0, k] += efficient
+            clusters[1, k] += score_scale
+            squares += efficient * efficient
+            scale_squares += score_scale * score_scale
             sum_v += score_v
             sum_scale += score_scale
             sum_loc += score_loc
         sums[0, g] += sum_v
         sums[1, g] += sum_scale
         sums[2, g] += sum_loc
+    return squares, scale_squares
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
