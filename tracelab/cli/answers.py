@@ -56,6 +56,8 @@ STUDIES = (
 # From this batch size on Panigrahi et al. find gradient noise Gaussian early in training.
 _LARGE_BATCH = 256
 _EXPECTED = 0.05
+# What the variable `preferred` of weight_diffusion says.
+_LAWS = ("undecided", "log t", "a power of t")
 
 Found = Mapping[str, Mapping[Study, xr.Dataset]]
 
@@ -141,29 +143,19 @@ def _tails(found: Found) -> str:
 def _noise_and_weights(found: Found) -> str:
     parts = []
     for run, results in found.items():
-        scale = _first_to_last(_network(results[_NOISE])["noise_scale"], "{:.3g}")
+        scale = _first_to_last(_network(results[_NOISE])["noise_scale"], "{:,.0f}")
         path = _network(results[_WEIGHTS])
         if int(path["status"]) == int(Status.OK):
-            exponent, low, high, difference = (
-                float(path[name])
-                for name in (
-                    "power_exponent",
-                    "power_exponent_low",
-                    "power_exponent_high",
-                    "delta_aic",
-                )
+            exponent, low, high = (
+                float(path[f"power_exponent{end}"]) for end in ("", "_low", "_high")
             )
-            law = "log t" if difference > 0 else "a power of t"
-            walk = (
-                f"t^{exponent:.2f} ({low:.2f} to {high:.2f}), "
-                f"{law} fits better by {abs(difference):.0f} AIC"
-            )
+            walk = f"{_LAWS[int(path['preferred'])]}, t^{exponent:.2f} ({low:.2f} to {high:.2f})"
         else:
             walk = "no number"
-        parts.append(f"{run} {scale} examples, {walk}")
+        parts.append(f"{run} {scale}; {walk}")
     return (
-        "3. How large, and where to? Noise scale at the first -> last probe, and distance from "
-        f"the initial weights: {'; '.join(parts)}."
+        "3. How large, and where to? Noise scale (examples) at the first -> last probe; whether the distance "
+        f"from the initial weights grows like log t or a power of t: {'. '.join(parts)}."
     )
 
 
