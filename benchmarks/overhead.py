@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import tracelab
-from tracelab_collectors import Gradients, Statistics, Weights
+from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
 from tracelab_collectors.collector import Collector
 from tracelab_collectors.session import Session, attach
 
@@ -103,16 +104,16 @@ def per_step(step: Callable[[], None], steps: int) -> float:
 def self_time(session: Session) -> list[float]:
     """Return a list that receives the time of every call of the session's hooks."""
     spent: list[float] = []
+
+    def timed(call: Callable[..., object], *args: object) -> object:
+        started = time.perf_counter()
+        try:
+            return call(*args)
+        finally:
+            spent.append(time.perf_counter() - started)
+
     for name in ("before_step", "after_step", "accumulated"):
-
-        def timed(*args: object, _inner: Callable[..., object] = getattr(session, name)) -> object:
-            started = time.perf_counter()
-            try:
-                return _inner(*args)
-            finally:
-                spent.append(time.perf_counter() - started)
-
-        setattr(session, name, timed)
+        setattr(session, name, partial(timed, getattr(session, name)))
     return spent
 
 
@@ -120,21 +121,51 @@ def measure(workload: Workload, collectors: Sequence[Collector]) -> tuple[float,
     """Return the bare step, the ratio with recording, and the hooks' share of a bare step."""
     plain = trainer(workload)
     recorded = trainer(workload)
-    with tempfile.TemporaryDirectory() as folder:
-        with attach(*recorded[:2], Path(folder) / "run.zarr", collectors=collectors) as session:
-            for step in (plain[2], recorded[2]):
-                per_step(step, max(2, workload.steps // 4))
-            bare, ratios = [], []
-            for _ in range(workload.pairs):
-                first = per_step(plain[2], workload.steps)
-                second = per_step(recorded[2], workload.steps)
-                bare.append(first)
-                ratios.append(second / first)
-            spent = self_time(session)
-            steps = workload.steps * 2
-            per_step(recorded[2], steps)
-            hook = sum(spent) / steps
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        attach(*recorded[:2], Path(folder) / "run.zarr", collectors=collectors) as session,
+    ):
+        for step in (plain[2], recorded[2]):
+            per_step(step, max(2, workload.steps // 4))
+        bare, ratios = [], []
+        for _ in range(workload.pairs):
+            first = per_step(plain[2], workload.steps)
+            second = per_step(recorded[2], workload.steps)
+            bare.append(first)
+            ratios.append(second / first)
+        spent = self_time(session)
+        steps = workload.steps * 2
+        per_step(recorded[2], steps)
+        hook = sum(spent) / steps
     return statistics.median(bare), statistics.median(ratios), hook
+
+
+def measure_probe(workload: Workload, batches: int, batch_size: int = 32) -> tuple[float, float]:
+    """Return the time of as many bare gradients, and the probe's time over it."""
+    model, optimizer, _ = trainer(workload)
+    data = torch.utils.data.TensorDataset(*workload.batch())
+    probe = NoiseProbe(every=1, batches=batches, batch_size=batch_size, full_gradient=False)
+
+    def loss(net: nn.Module, batch: Sequence[Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(net(batch[0]), batch[1])
+
+    parameters = list(model.parameters())
+    bare, ratios = [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        attach(model, optimizer, Path(folder) / "r.zarr", collectors=[probe], loss=loss, data=data),
+    ):
+        optimizer.step()
+        for _ in range(workload.pairs):
+            started = time.perf_counter()
+            for _ in range(batches):
+                chosen = torch.randint(len(data), (batch_size,))
+                torch.autograd.grad(loss(model, data[chosen]), parameters)
+            middle = time.perf_counter()
+            optimizer.step()
+            bare.append(middle - started)
+            ratios.append((time.perf_counter() - middle) / bare[-1])
+    return statistics.median(bare), statistics.median(ratios)
 
 
 def main() -> None:
@@ -150,6 +181,11 @@ def main() -> None:
                 f"| {hook * 1e6:.0f} us ({hook / bare:.1%}) |",
                 flush=True,
             )
+    print("\n| workload | noise probe | bare gradients | ratio |")
+    print("| --- | --- | --- | --- |")
+    for workload, batches in zip(WORKLOADS, (128, 4), strict=True):
+        bare, ratio = measure_probe(workload, batches)
+        print(f"| {workload.name} | {batches} batches of 32 | {bare * 1e3:.0f} ms | {ratio:.3f} |")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -58,8 +56,9 @@ class Recording:
     layout : Layout
         The layers it records.
     reduce : callable
-        Block to arrays whose first dimension is the block's rows. Pure, and called away from the
-        training thread, unless `probe`.
+        Block to arrays whose first dimension is the block's rows: new tensors, not views of the
+        block, whose memory is used again. Pure, and called away from the training thread, unless
+        `probe`.
     reads : frozenset of Source
         What the session copies for it.
     sketches : tuple of Sketch
@@ -173,6 +172,3 @@ def select_layers(layout: Layout, layers: str | None, exclude: str | None, whose
             f"there are: {', '.join(layout.names)}"
         )
     return layout.select(kept)
-
-
-CoordinateTables: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]

@@ -57,28 +57,26 @@ class FrozenLoss:
 
     def __init__(self, loss: Loss, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         self._function = _Function(loss, model)
-        wanted = {id(parameter): name for name, parameter in parameters.items()}
-        aliases: dict[str, Tensor] = {}
-        self._arguments: dict[str, Tensor] = {}
-        for path, parameter in self._function.named_parameters():
-            alias = parameter.detach()
-            if id(parameter) in wanted:
-                aliases[wanted[id(parameter)]] = alias.requires_grad_()
-            self._arguments[path] = alias
-        replaced = [name for name in parameters if name not in aliases]
+        self._buffers = dict(self._function.named_buffers(remove_duplicate=False))
+        named = dict(self._function.named_parameters(remove_duplicate=False))
+        # Shared parameters are one alias under all their names, so that nothing has to be tied.
+        aliases = {id(parameter): parameter.detach() for parameter in named.values()}
+        self._arguments = {path: aliases[id(parameter)] for path, parameter in named.items()}
+        replaced = [name for name, parameter in parameters.items() if id(parameter) not in aliases]
         if replaced:
             raise UsageError(
                 f"{', '.join(replaced)}: the model's parameters were replaced after attach; "
                 "attach again behind what replaced them"
             )
-        self._aliases = [aliases[name] for name in parameters]
+        self._wanted = [aliases[id(p)].requires_grad_() for p in parameters.values()]
 
     def gradient(self, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss of a batch and its gradient by parameter (zero where unused)."""
-        buffers = {name: buffer.clone() for name, buffer in self._function.named_buffers()}
+        clones = {id(buffer): buffer.clone() for buffer in self._buffers.values()}
+        buffers = {path: clones[id(buffer)] for path, buffer in self._buffers.items()}
         with torch.enable_grad():
             loss = torch.func.functional_call(
-                self._function, {**self._arguments, **buffers}, (batch,)
+                self._function, {**self._arguments, **buffers}, (batch,), tie_weights=False
             )
             if loss.numel() != 1:
                 raise UsageError(
@@ -86,7 +84,7 @@ class FrozenLoss:
                     f"{tuple(loss.shape)}; take its mean"
                 )
             gradients = torch.autograd.grad(
-                loss, self._aliases, allow_unused=True, materialize_grads=True
+                loss, self._wanted, allow_unused=True, materialize_grads=True
             )
         return loss.detach(), gradients
 

@@ -38,12 +38,14 @@ class Handover:
     failures : deque of (str, Exception)
         What went wrong since it was last emptied: group and error.
     failed : set of str
-        Groups that record no more.
+        Groups that the background appends nothing more to.
     """
 
     def __init__(self, writer: Writer, device: torch.device) -> None:
         self.failures: deque[tuple[str, Exception]] = deque()
         self.failed: set[str] = set()
+        # Stopped in the training thread: what was handed over before is still appended.
+        self._stopped: set[str] = set()
         self._writer = writer
         self._in_background = device.type == "cpu"
         self._worker = Worker(f"tracelab {writer.run[:8]}")
@@ -57,9 +59,7 @@ class Handover:
 
         def reduce() -> None:
             for name, recording in lane.members.items():
-                arrays = self._reduced(name, recording, block)
-                if arrays is not None:
-                    self._append(name, block.steps, arrays)
+                self._reduce_and_append(name, recording, block)
             lane.release(buffers)
 
         if self._in_background:
@@ -71,8 +71,13 @@ class Handover:
 
     def block(self, name: str, recording: Recording, block: Block) -> None:
         """Reduce a block of one recording in this thread, and append its rows in the background."""
-        arrays = self._reduced(name, recording, block)
-        if arrays is not None:
+        if name in self._stopped | self.failed:
+            return
+        try:
+            arrays = to_host(recording.reduce(block))
+        except Exception as error:
+            self.fail_behind(name, error)
+        else:
             self._worker.put(partial(self._append, name, block.steps, arrays))
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -91,6 +96,7 @@ class Handover:
 
     def fail_behind(self, name: str, error: Exception) -> None:
         """Note a failure; record no more behind what was handed over before it."""
+        self._stopped.add(name)
         self.failures.append((name, error))
         self._worker.put(partial(self.failed.add, name))
 
@@ -98,14 +104,15 @@ class Handover:
         """Return once everything handed over has been appended."""
         self._worker.close()
 
-    def _reduced(self, name: str, recording: Recording, block: Block) -> Arrays | None:
+    def _reduce_and_append(self, name: str, recording: Recording, block: Block) -> None:
         if name in self.failed:
-            return None
+            return
         try:
-            return to_host(recording.reduce(block))
+            arrays = to_host(recording.reduce(block))
         except Exception as error:
             self.fail(name, error)
-            return None
+        else:
+            self._append(name, block.steps, arrays)
 
     def _append(self, name: str, steps: Sequence[int], arrays: Arrays) -> None:
         if name in self.failed:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracelab.schedule import Schedule
 from tracelab_collectors.collector import Block, Recording, Run, Source
-from tracelab_collectors.layout import Layout
+from tracelab_collectors.layout import Layout, copy_into
 
 __all__ = ["Lane"]
 
@@ -124,20 +124,16 @@ class Lane:
 
     def _copy_gradients(self, views: list[Tensor], row: int) -> None:
         present: list[Tensor] = []
-        for layer, parameter in enumerate(self.parameters):
-            gradient = parameter.grad
-            if gradient is None:
-                views[layer].fill_(torch.nan)
+        filled: list[Tensor] = []
+        for layer, (view, parameter) in enumerate(zip(views, self.parameters, strict=True)):
+            if parameter.grad is None:
+                view.fill_(torch.nan)
                 self._missing.append((row, layer))
             else:
-                # Densifying sums the repeated indices of a sparse gradient.
-                dense = gradient.layout == torch.strided
-                present.append(gradient if dense else gradient.to_dense())
-        if len(present) < len(views):
-            absent = {layer for at, layer in self._missing if at == row}
-            views = [view for layer, view in enumerate(views) if layer not in absent]
+                present.append(parameter.grad)
+                filled.append(view)
         if present:
-            torch._foreach_copy_(views, present)
+            copy_into(filled, present)
 
     def _allocate(self, run: Run) -> _Buffers:
         rows: dict[Source, Tensor] = {

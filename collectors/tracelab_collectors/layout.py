@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tracelab.typing import IntArray
 
-__all__ = ["CHUNK", "Layout"]
+__all__ = ["CHUNK", "Layout", "copy_into"]
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -21,7 +22,7 @@ CHUNK = 256
 """Layers start at multiples of this many elements, so that sums over chunks never mix layers."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """The layers of one buffer, in order; padding between them is zero and stays zero.
 
@@ -39,12 +40,12 @@ class Layout:
     shapes: tuple[Shape, ...]
     offsets: tuple[int, ...]
 
-    @property
+    @cached_property
     def numel(self) -> tuple[int, ...]:
         """Number of weights of each layer."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
-    @property
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """First element of each layer in the buffer, and after them the buffer's size."""
         starts = [0]
@@ -52,7 +53,7 @@ class Layout:
             starts.append(starts[-1] + -(-numel // CHUNK) * CHUNK)
         return tuple(starts)
 
-    @property
+    @cached_property
     def spans(self) -> tuple[IntArray, IntArray]:
         """First element and number of weights of each layer."""
         return np.array(self.starts[:-1]), np.array(self.numel)
@@ -84,7 +85,11 @@ class Layout:
     ) -> Tensor:
         """Return a buffer of shape (size,) that holds a copy of one tensor per layer."""
         row = torch.zeros(self.size, dtype=dtype, device=device)
-        # Densifying sums the repeated indices of a sparse gradient.
-        dense = [each if each.layout == torch.strided else each.to_dense() for each in tensors]
-        torch._foreach_copy_(self.views(row), dense)
+        copy_into(self.views(row), tensors)
         return row
+
+
+def copy_into(views: list[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Copy one tensor per view; densifying sums the repeated indices of a sparse one."""
+    dense = [each if each.layout == torch.strided else each.to_dense() for each in tensors]
+    torch._foreach_copy_(views, dense)

@@ -14,7 +14,7 @@ from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run, select_layers
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.frozen import FrozenLoss, forked_generators
-from tracelab_collectors.layout import Layout
+from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.moments import squared_norms
 from tracelab_collectors.sketching import Sketcher, sketcher
 
@@ -133,9 +133,8 @@ class NoiseProbe:
         def measure(block: Block) -> dict[str, Tensor]:
             # The loss is bound anew: a parameter's memory can have moved since the last probe.
             frozen = FrozenLoss(loss, model, parameters)
-            measurement = _Measurement(
-                self, frozen, examples, layout, sketch, run.dtype, run.device
-            )
+            row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
+            measurement = _Measurement(self, frozen, examples, layout, sketch, row)
             # Consecutive steps and seeds must not share draws: both go through a hash.
             run_seed = int(splitmix64(run.seed, 0, 1)[0])
             return measurement.rows(int(splitmix64(run_seed, block.steps[0], 1)[0]) >> 1)
@@ -162,8 +161,11 @@ class _Measurement:
     examples: Examples
     layout: Layout
     sketch: Sketcher
-    dtype: torch.dtype
-    device: torch.device
+    row: Tensor
+    views: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", self.layout.views(self.row))
 
     def rows(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
@@ -173,7 +175,7 @@ class _Measurement:
             if self.probe.full_gradient:
                 full, arrays["mean_loss"] = self._full_gradient()
                 arrays["mean_squared_norm"] = squared_norms(full, self.layout)[0]
-                for name, values in self.sketch(full.to(self.dtype)).items():
+                for name, values in self.sketch(full.to(self.row.dtype)).items():
                     arrays[f"mean_{name}"] = values[0]
             generator = torch.Generator().manual_seed(seed)
             for index in range(self.probe.batches):
@@ -202,8 +204,8 @@ class _Measurement:
 
     def _full_gradient(self) -> tuple[Tensor, Tensor]:
         """Return the gradient over all examples, shape (1, size), and the loss, in float64."""
-        total = torch.zeros(1, self.layout.size, dtype=torch.float64, device=self.device)
-        mean_loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        total = torch.zeros(1, self.layout.size, dtype=torch.float64, device=self.row.device)
+        mean_loss = torch.zeros((), dtype=torch.float64, device=self.row.device)
         for indices in torch.arange(self.examples.size).split(self.probe.data_batch_size or 1):
             loss, gradients = self.loss.gradient(self.examples.batch(indices))
             weight = len(indices) / self.examples.size
@@ -212,4 +214,6 @@ class _Measurement:
         return total, mean_loss
 
     def _flat(self, gradients: Sequence[Tensor]) -> Tensor:
-        return self.layout.flat(gradients, dtype=self.dtype, device=self.device).unsqueeze(0)
+        """Return the gradient in the one buffer that every minibatch uses, shape (1, size)."""
+        copy_into(self.views, gradients)
+        return self.row.unsqueeze(0)
