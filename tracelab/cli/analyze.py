@@ -92,6 +92,11 @@ def analyze(
     worst = ExitCode.DONE
     for trace in dict.fromkeys(traces):
         how: dict[str, str] = {}
+
+        def announce(name: str, state: str, trace: str = trace, how: dict[str, str] = how) -> None:
+            how[name] = state
+            logger.info("%s: %s %s", trace, name, state)
+
         outcome: dict[str, Any] = {"trace": trace, "error": None, "results": []}
         outcomes.append(outcome)
         try:
@@ -106,7 +111,7 @@ def analyze(
                 workers=workers,
                 memory=memory,
                 progress=console.bar(f"{trace}: "),
-                announce=how.__setitem__,
+                announce=announce,
                 parameters=by_analysis,
                 **shared,
             )

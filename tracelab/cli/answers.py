@@ -154,8 +154,9 @@ def _noise_and_weights(found: Found) -> str:
             walk = "no number"
         parts.append(f"{run} {scale}; {walk}")
     return (
-        "3. How large, and where to? Noise scale (examples) at the first -> last probe; whether the distance "
-        f"from the initial weights grows like log t or a power of t: {'. '.join(parts)}."
+        "3. How large, and where to? Noise scale (examples) at the first -> last probe; whether "
+        "the distance from the initial weights grows like log t or a power of t: "
+        f"{'. '.join(parts)}."
     )
 
 

@@ -107,6 +107,7 @@ def test_warnings_are_told_to_those_who_ask(run, record):
     quiet, verbose = run("analyze", path, *FAST), run("-v", "analyze", path, *FAST)
     assert "note: " not in quiet.stdout
     assert "note: Late in training" in verbose.stdout
+    assert verbose.stderr.startswith(f"INFO: {path}: noise_scale stored\n")
 
 
 def test_workers_give_the_same_numbers(run, record):
