@@ -9,7 +9,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test test-slow lint bench docs clean
 
 demo: $(STAMP)
-	$(BIN)/tracelab demo --out demo
+	$(BIN)/tracelab demo --out demo --force
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
