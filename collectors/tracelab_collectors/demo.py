@@ -48,7 +48,7 @@ class Length:
 
 
 FULL = Length(steps=3000, batches=500, probes=6, coordinates=64, directions=64)
-QUICK = Length(steps=300, batches=300, probes=3, coordinates=24, directions=24)
+QUICK = Length(steps=300, batches=300, probes=2, coordinates=24, directions=24)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def demo(ctx: click.Context, out: Path, quick: bool, force: bool, seed: int, as_
         )
 
     from tracelab import registry
-    from tracelab.cli.answers import STUDIES, answers
+    from tracelab.cli.answers import MORE_STUDIES, STUDIES, answers
     from tracelab.jobs import analyze, failed_cells
     from tracelab.reporting import report as write_report
     from tracelab.trace import open as open_trace
@@ -62,6 +62,8 @@ def demo(ctx: click.Context, out: Path, quick: bool, force: bool, seed: int, as_
     console.note(f"training three networks on handwritten digits, recording into {out}")
     train = registry.demo("digits")
     paths = train(out, quick, seed=seed, overwrite=force, progress=console.bar("training "))
+    # Results in the order they were made: the answers' own are the most recent.
+    studies = STUDIES if quick else MORE_STUDIES + STUDIES
     found: dict[str, dict[Study, xr.Dataset]] = {path.stem: {} for path in paths}
     batch_sizes: dict[str, int] = {}
     failed = 0
@@ -69,7 +71,7 @@ def demo(ctx: click.Context, out: Path, quick: bool, force: bool, seed: int, as_
         console.note(f"analysing {path}")
         trace = open_trace(path)
         batch_sizes[path.stem] = int(trace.groups["noise"].attrs["batch_size"])
-        for study in STUDIES:
+        for study in studies:
             (result,) = analyze(
                 trace,
                 [study.analysis],

@@ -29,7 +29,6 @@ def normality(rates, low, high, status=Status.OK):
 
 def results(**changes):
     found = {
-        ("gaussianity", "standardized", "sampled"): xr.Dataset(),
         ("gaussianity", "batches", "projected"): normality([0.04, 1], [0.01, 1], [0.1, 1]),
         ("gaussianity", "batches", "sampled"): normality([0.3, 0.9], [0, 1], [0, 1]),
         ("tail_index", "pooled", "sampled"): by_step(
@@ -38,7 +37,6 @@ def results(**changes):
         ("tail_index", "standardized", "sampled"): by_step(
             alpha=[1, 1.8], alpha_high=[1, 2], alpha_control=[2, 2]
         ),
-        ("tail_index", "batches", "projected"): xr.Dataset(),
         ("tail_index", "batches", "sampled"): by_step(
             alpha=[1, 1.9], alpha_high=[1, 2], alpha_control=[2, 1.99]
         ),
