@@ -9,7 +9,7 @@ import numpy as np
 
 from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, new_law
-from tracelab.stats._stable_fit import MIN_SAMPLES, mask_atoms, quantile, start_alpha
+from tracelab.stats._stable_fit import MIN_SAMPLES, mask_atoms, quantile, rank, start_alpha
 from tracelab.stats._stable_panel import climb_panel, cluster_scores, observed_information
 
 __all__ = ["interval", "maximise", "prepare"]
@@ -30,7 +30,7 @@ def prepare(ordered: Float64, x: Float64, counts: Float64, centre: Float64, spre
         if n < before.size:
             # Both sorted: a value missing from the kept ones is an atom.
             for i in range(x.shape[1]):
-                at = np.searchsorted(row[:n], x[g, i])
+                at = rank(row[:n], x[g, i])
                 if at == n or row[at] != x[g, i]:
                     x[g, i] = np.nan
         counts[g] = 0.0
@@ -51,12 +51,13 @@ def prepare(ordered: Float64, x: Float64, counts: Float64, centre: Float64, spre
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _start(ordered: Float64, counts: Float64, quantiles: Float64) -> tuple[float, float]:
-    """Return the median over groups of McCulloch's alpha, and the q75 of that law."""
-    ratios = np.empty(ordered.shape[0])
+    """Return McCulloch's alpha for the mean log ratio over groups, and the q75 of that law."""
+    total = 0.0
     for g in range(ordered.shape[0]):
         n = int(counts[g])
-        ratios[g] = quantile(ordered[g], n, 0.95) - quantile(ordered[g], n, 0.05)
-    return start_alpha(quantiles, math.log(np.median(ratios)))
+        wide = quantile(ordered[g], n, 0.95) - quantile(ordered[g], n, 0.05)
+        total += math.log(wide)
+    return start_alpha(quantiles, total / ordered.shape[0])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -112,10 +113,11 @@ def _score_endpoint(
     projection = np.zeros((2, groups))
     v = at[0]
     alpha = 2.0 - math.exp(v)
+    # From the boundary the score grows like the root of the distance, else like the distance.
+    power = 2.0 if v == V_MIN else 1.0
     inner, inner_ratio = alpha, 0.0
     outer = outer_ratio = np.nan
-    step = at[1]
-    trial = alpha + direction * step
+    trial = alpha + direction * at[1]
     for _ in range(40):
         trial = min(max(trial, ALPHA_MIN), 2.0 - 1e-9)
         new_v = math.log(2.0 - trial)
@@ -133,8 +135,9 @@ def _score_endpoint(
         deviation = math.sqrt(shrink * max(*_variances(clusters, squares, naive)))
         # Below the estimate the likelihood rises with alpha, that is falls with v.
         ratio = clusters[0].sum() / deviation * direction / target
-        if abs(ratio - 1.0) < 3e-3 or abs(step) < 1e-10:
+        if abs(ratio - 1.0) < 1e-2 or abs(outer - inner) < 1e-10:
             return trial
+        ratio = math.copysign(abs(ratio) ** power, ratio)
         if ratio < 1.0:
             inner, inner_ratio = trial, ratio
             if direction > 0 and (2.0 - trial) * total < 0.05:
@@ -144,12 +147,13 @@ def _score_endpoint(
         else:
             outer, outer_ratio = trial, ratio
         if math.isnan(outer):
-            step = 2.0 * step if direction < 0 else 0.6 * (2.0 - inner)
-            trial = inner + direction * step
+            reach = abs(inner - alpha) * min(1.0 / max(inner_ratio, 0.25), 4.0) * 1.05
+            trial = alpha + direction * reach
+            if direction > 0:
+                trial = min(trial, inner + 0.6 * (2.0 - inner))
         else:
             w = (1.0 - inner_ratio) / (outer_ratio - inner_ratio)
             trial = inner + min(max(w, 0.05), 0.95) * (outer - inner)
-            step = outer - inner
     return trial
 
 

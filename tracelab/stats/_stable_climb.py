@@ -97,18 +97,25 @@ def _inverse_information(information: Float64, v: float, n: int, free: bool) -> 
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _dot(a: Float64, b: Float64) -> float:
+    # Written out: numba takes seconds to compile BLAS calls, for three numbers.
+    return float(a[0] * b[0] + a[1] * b[1] + a[2] * b[2])
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
     """Update the inverse curvature for a step and the fall of the gradient along it."""
-    product = step @ change
-    if product <= 1e-12 * math.sqrt((step @ step) * (change @ change)):
+    product = _dot(step, change)
+    if product <= 1e-12 * math.sqrt(_dot(step, step) * _dot(change, change)):
         return False
-    hy = inverse @ change
-    factor = (1.0 + (change @ hy) / product) / product
+    moved = np.empty(3)
+    for i in range(3):
+        moved[i] = _dot(inverse[i], change)
+    factor = (1.0 + _dot(change, moved) / product) / product
     for i in range(3):
         for j in range(3):
-            inverse[i, j] += (
-                factor * step[i] * step[j] - (hy[i] * step[j] + step[i] * hy[j]) / product
-            )
+            mixed = moved[i] * step[j] + step[i] * moved[j]
+            inverse[i, j] += factor * step[i] * step[j] - mixed / product
     return True
 
 
@@ -142,13 +149,16 @@ def climb(
         if pinned:
             inverse = _inverse_information(tabulated.information, v, n, False)
             fresh = True
-        step[:] = inverse @ gradient
-        gain = step @ gradient
+        for i in range(3):
+            step[i] = _dot(inverse[i], gradient)
+        gain = _dot(step, gradient)
         if gain < tolerance:
             return v, scale, loc, loglik, gradient[0], iteration, not pinned
         if free and loglik <= floor and gradient[0] < 0.0 and math.exp(v) * n < 0.05:
             return v, scale, loc, loglik, gradient[0], iteration, True
-        step *= min(1.0, 1.5 / max(abs(step[0]), 1.5 * abs(step[1]), abs(step[2])))
+        # Towards the Gaussian end the likelihood is flat in v: longer steps there.
+        far = max(step[0] / 1.5, -step[0] / 4.0, abs(step[1]), abs(step[2]) / 1.5)
+        step *= 1.0 / max(far, 1.0)
         slack = 1e-13 * abs(loglik)
         rise = -np.inf
         for _ in range(12):
@@ -160,7 +170,7 @@ def climb(
                 x0 = collapse(tabulated, alpha, 1, law)
             new_loglik, g0, g1, g2 = score_sums(x, law, x0, alpha, new_scale, new_loc)
             rise = new_loglik - loglik
-            if rise >= 1e-4 * (step @ gradient) - slack:
+            if rise >= 1e-4 * _dot(step, gradient) - slack:
                 break
             step *= 0.3
         else:

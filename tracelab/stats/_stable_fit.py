@@ -10,7 +10,15 @@ import numpy as np
 from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, new_law
 
-__all__ = ["ATOM_SHARE", "MIN_SAMPLES", "fit_sorted", "mask_atoms", "quantile", "start_alpha"]
+__all__ = [
+    "ATOM_SHARE",
+    "MIN_SAMPLES",
+    "fit_sorted",
+    "mask_atoms",
+    "quantile",
+    "rank",
+    "start_alpha",
+]
 
 MIN_SAMPLES = 8
 """Fewer values than this are not fitted."""
@@ -53,10 +61,23 @@ def quantile(ordered: Float64, n: int, q: float) -> float:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def rank(ordered: Float64, value: float) -> int:
+    """Return how many of the sorted values are smaller than `value`."""
+    low, high = 0, ordered.size
+    while low < high:
+        middle = (low + high) // 2
+        if ordered[middle] < value:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def start_alpha(quantiles: Float64, log_ratio: float) -> tuple[float, float]:
     """Return McCulloch's alpha for ``log((q95 - q05) / (q75 - q25))`` and that law's q75."""
     nodes = quantiles[:, 0]
-    i = min(max(int(np.searchsorted(nodes, log_ratio)) - 1, 0), nodes.size - 2)
+    i = min(max(rank(nodes, log_ratio) - 1, 0), nodes.size - 2)
     w = min(max((log_ratio - nodes[i]) / (nodes[i + 1] - nodes[i]), 0.0), 1.0)
     row = quantiles[i] + w * (quantiles[i + 1] - quantiles[i])
     # Away from both ends of the table, where steps are slow.

@@ -113,7 +113,8 @@ def goodness_of_fit(
 
     The p-value is for parameters estimated from the same values by `fit`: its null, which
     depends on alpha and little on n, was simulated (``data/make_stable_gof_table.py``). It
-    takes values as independent.
+    takes values as independent. An alpha of `fit_common`, known better than from these values
+    alone, makes the p-value somewhat too small.
 
     Parameters
     ----------

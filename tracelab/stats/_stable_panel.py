@@ -87,7 +87,8 @@ def climb_panel(
         far = not abs(v - last_v) < 0.3
         if not far and v != last_v:
             curvature = min(max((last_score - score) / (v - last_v), 0.25 * expected), 4 * expected)
-        step_v = min(max(score / curvature, -1.5), 1.5)
+        # Towards the Gaussian end the likelihood is flat in v: longer steps there.
+        step_v = min(max(score / curvature, -4.0), 1.5)
         last_v, last_score = v, score
         for j in range(series):
             # No update was possible, or alpha moved far: start over from the expected curvature.
@@ -124,7 +125,7 @@ def climb_panel(
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _update(inverse: Float64, step: Float64, change: Float64) -> None:
     """Update one series' inverse curvature (BFGS); set its first entry to 0 if that fails."""
-    a, b, c = inverse
+    a, b, c = inverse[0], inverse[1], inverse[2]
     product = step[0] * change[0] + step[1] * change[1]
     h0, h1 = a * change[0] + b * change[1], b * change[0] + c * change[1]
     quadratic = h0 * change[0] + h1 * change[1]
