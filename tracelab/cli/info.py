@@ -81,7 +81,8 @@ def _text(summary: Mapping[str, Any]) -> str:
 
 def _words(described: Any) -> str:
     if isinstance(described, Mapping):
-        return ", ".join(f"{key}={item}" for key, item in described.items())
+        told = {key: item for key, item in described.items() if item not in (None, "", [], {})}
+        return ", ".join(f"{key}={item}" for key, item in told.items())
     return "" if described is None else str(described)
 
 
