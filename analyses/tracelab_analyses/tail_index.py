@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
+# A series that takes few values has no density: its likelihood is unbounded at an atom.
+MAX_REPEATS = 0.5
 MAX_COLORED = 10
 MAX_COLUMNS = 3
 _CELL = ("step", "layer")
@@ -87,6 +89,9 @@ def tail_index(
     for cell in np.ndindex(*shape):
         x = noise[cell]
         status, series = usable_series(x, MIN_BATCHES)
+        if status is Status.OK:
+            series = series[:, _repeats(series) < MAX_REPEATS]
+            status = Status.OK if series.shape[1] else Status.CONSTANT_INPUT
         out["n_batches"][cell], out["n_series"][cell] = series.shape
         out["n_dropped"][cell] = x.shape[1] - series.shape[1]
         out["status"][cell] = int(status)
@@ -95,6 +100,12 @@ def tail_index(
             for name, value in _cell(series, mode, confidence, rng).items():
                 out[name][cell] = value
     return out
+
+
+def _repeats(series: FloatArray) -> FloatArray:
+    """Return the share of values of each series that repeat another: dead units leave atoms."""
+    share: FloatArray = np.mean(np.diff(np.sort(series, axis=0), axis=0) == 0, axis=0)
+    return share
 
 
 def _cell(
@@ -291,7 +302,12 @@ ANALYSIS = Analysis(
         ),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
         Variable("n_series", _CELL, dtype="int64", description="series fitted"),
-        Variable("n_dropped", _CELL, dtype="int64", description="series left out: they never vary"),
+        Variable(
+            "n_dropped",
+            _CELL,
+            dtype="int64",
+            description="series left out: constant, or more than half of their values repeat",
+        ),
         Variable("status", _CELL, dtype="uint8"),
     ),
     cell=_CELL,

@@ -106,3 +106,19 @@ def test_standardized_gaussianity_has_its_size_when_coordinates_depend(tmp_path)
     found = tracelab.analyze(store(tmp_path / "a.zarr", probes), "gaussianity", mode="standardized")
     rate = found["gaussianity"]["rejection_rate"].mean("step").values
     assert np.all(rate < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 100))
+
+
+def test_series_of_dead_units_do_not_spoil_a_cell(tmp_path):
+    """A coordinate that is zero in seven of ten minibatches has no density; the others do."""
+    rng = np.random.default_rng(3)
+    probes = stable.rvs(1.6, size=(1, 300, 12), rng=rng)
+    alone = tracelab.analyze(store(tmp_path / "a.zarr", probes), "tail_index")["tail_index"]
+    dead = probes.copy()
+    dead[0, :210, :2] = 0
+    both = tracelab.analyze(store(tmp_path / "b.zarr", dead), "tail_index")["tail_index"]
+    assert int(both["status"][0, 0]) == int(Status.OK)
+    assert int(both["n_dropped"][0, 0]) == 2
+    assert int(both["n_series"][0, 0]) == 10
+    assert float(both["alpha"][0, 0]) == pytest.approx(
+        float(alone["alpha"][0, 0]), abs=3 * float(alone["alpha_se"][0, 0])
+    )
