@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -26,6 +27,8 @@ COLLECTORS = "tracelab.collectors"
 DEMOS = "tracelab.demos"
 RECORDERS = "tracelab.recorders"
 
+logger = logging.getLogger(__name__)
+
 
 @cache
 def _entries(group: str) -> dict[str, EntryPoint]:
@@ -48,8 +51,15 @@ def _load(group: str, name: str) -> Any:
 
 
 def analyses() -> dict[str, Analysis]:
-    """Return every installed analysis by name."""
-    return {name: analysis(name) for name in _entries(ANALYSES)}
+    """Return every installed analysis by name; one that cannot be loaded is warned of."""
+    found = {}
+    for name in _entries(ANALYSES):
+        try:
+            found[name] = analysis(name)
+        except UsageError as error:
+            # Somebody's broken plugin must not take the others along.
+            logger.warning("%s", error)
+    return found
 
 
 def analysis(name: str) -> Analysis:

@@ -1,0 +1,21 @@
+"""Compile every kernel once: ``python -m tracelab.stats``; numba keeps the machine code.
+
+An installation does this as its last step, so that the first analysis need not.
+"""
+
+import numpy as np
+
+from tracelab.stats import mohammadi, normality, resampling, stable
+
+rng = np.random.default_rng(0)
+x = stable.rvs(1.7, size=(64, 4), rng=rng)
+for values in (x, x.astype(np.float32)):
+    normality.battery(values, axis=0)
+fits = stable.fit(x, axis=0)
+stable.goodness_of_fit(x, fits.alpha, fits.loc, fits.scale, axis=0)
+for scales in ("each", "shared"):
+    for law in (x, rng.standard_normal((64, 4))):
+        stable.fit_common(law, scales)
+stable.ppf(stable.cdf(x[:, 0], 1.7), 1.7)
+mohammadi.mohammadi(x, axis=0)
+resampling.gaussian_control(x, rng)
