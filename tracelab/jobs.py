@@ -16,7 +16,7 @@ from typing import Any
 
 import xarray as xr
 
-from tracelab import engine, registry
+from tracelab import engine, planning, registry
 from tracelab.contracts import NETWORK, Analysis
 from tracelab.errors import NotRecordedError, UsageError
 from tracelab.trace import Trace
@@ -35,7 +35,7 @@ def applicable(trace: Trace) -> dict[str, str | None]:
     verdicts: dict[str, str | None] = {}
     for name, analysis in registry.analyses().items():
         try:
-            engine.plan(analysis, trace, analysis.resolve({}))
+            planning.plan(analysis, trace, analysis.resolve({}))
         except UsageError as error:
             verdicts[name] = str(error)
         else:
@@ -120,7 +120,7 @@ def analyze(
     execution = engine.Execution(client, scheduler, workers, memory)
     # Every plan is made, and so every mistake reported, before the first hour of computing.
     plans = {
-        name: engine.plan(
+        name: planning.plan(
             analysis,
             opened,
             analysis.resolve(given[name]),
@@ -212,7 +212,7 @@ def _matcher(trace: Trace, layers: str | None) -> Callable[[str], bool] | None:
     return lambda name: pattern.fullmatch(name) is not None
 
 
-def _key(plan: engine.Plan, trace: Trace) -> str:
+def _key(plan: planning.Plan, trace: Trace) -> str:
     """Return the cache key: analysis version, parameters, cells, seed, and the input's digest."""
     analysis = plan.analysis
     identity = {
@@ -226,7 +226,7 @@ def _key(plan: engine.Plan, trace: Trace) -> str:
     return _digest(identity)
 
 
-def _input_digest(plan: engine.Plan, trace: Trace) -> str:
+def _input_digest(plan: planning.Plan, trace: Trace) -> str:
     # Rows are only ever appended: run, steps and layout tell them apart without reading them.
     groups = {}
     for name in sorted(set(plan.groups.values())):
@@ -249,7 +249,7 @@ def _digest(value: Any) -> str:
 
 
 def _compute(
-    plan: engine.Plan,
+    plan: planning.Plan,
     trace: Trace,
     execution: engine.Execution,
     progress: engine.Progress | None,

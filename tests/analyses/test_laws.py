@@ -10,7 +10,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import tracelab
-from tracelab import engine, registry
+from tracelab import cells, engine, planning, registry
 from tracelab.contracts import NETWORK
 from tracelab.errors import UsageError
 from tracelab.typing import Status
@@ -20,7 +20,7 @@ every = pytest.mark.parametrize("analysis", ANALYSES.values(), ids=ANALYSES)
 
 
 def plan(analysis, trace, **options):
-    return engine.plan(analysis, trace, analysis.resolve({}), **options)
+    return planning.plan(analysis, trace, analysis.resolve({}), **options)
 
 
 def compute(analysis, trace, execution=None, **options):
@@ -35,7 +35,7 @@ def test_planning_computes_nothing(analysis, trace):
 
     with dask.config.set(scheduler=refuse):
         made = plan(analysis, trace)
-    assert 0 < len(made.blocks) <= engine.MAX_TASKS
+    assert 0 < len(made.blocks) <= planning.MAX_TASKS
 
 
 @every
@@ -65,10 +65,10 @@ def test_estimates_carry_uncertainty_sample_size_and_status(analysis):
 @every
 def test_same_bits_for_any_cutting(analysis, trace, monkeypatch):
     whole, _ = compute(analysis, trace)
-    monkeypatch.setattr(engine, "MAX_TASKS", 1)
+    monkeypatch.setattr(planning, "MAX_TASKS", 1)
     coarse, _ = compute(analysis, trace)
-    monkeypatch.setattr(engine, "MAX_TASKS", 10_000)
-    monkeypatch.setattr(engine, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(planning, "MAX_TASKS", 10_000)
+    monkeypatch.setattr(planning, "BLOCK_BYTES", 1)
     fine, _ = compute(analysis, trace)
     assert len(plan(analysis, trace).blocks) >= len(fine["layer"])
     xr.testing.assert_identical(whole, coarse)
@@ -140,12 +140,12 @@ def test_kernel_takes_every_parameter_by_its_default(analysis):
 
 @every
 def test_a_raising_cell_does_not_stop_the_others(analysis, trace, monkeypatch):
-    def broken(plan, block, trace, load=engine._load):
+    def broken(plan, block, trace, load=cells._load):
         if "fc.bias" in block.labels:
             raise RuntimeError("no such luck")
         return load(plan, block, trace)
 
-    monkeypatch.setattr(engine, "_load", broken)
+    monkeypatch.setattr(cells, "_load", broken)
     result, failures = compute(analysis, trace)
     assert (result["status"].sel(layer="fc.bias") == int(Status.FAILED)).all()
     assert (result["status"].sel(layer="fc.weight") == int(Status.OK)).all()

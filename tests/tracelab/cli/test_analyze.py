@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tracelab
-from tracelab import engine
+from tracelab import cells, engine
 from tracelab.cli.analyze import parse_assignments, parse_slice
 from tracelab.errors import UsageError
 
@@ -205,14 +205,14 @@ def test_constant_and_broken_gradients_are_answers_not_errors(run, record, filli
 
 def test_failed_cells_are_told_and_give_code_1(run, record, monkeypatch):
     path = record()
-    real = engine._kernel
+    real = cells._kernel
 
     def fragile(plan, block, trace):
         if block.labels == ("network",) or len(block.labels) > 1:
             raise ZeroDivisionError("it broke")
         return real(plan, block, trace)
 
-    monkeypatch.setattr(engine, "_kernel", fragile)
+    monkeypatch.setattr(cells, "_kernel", fragile)
     result = run("analyze", path, *FAST)
     assert result.exit_code == 1
     assert "3 of 9 cells failed; the first: step 0, network: ZeroDivisionError: it broke" in (
