@@ -171,7 +171,8 @@ def _client(execution: Execution) -> Iterator[Any]:
             n_workers=workers,
             threads_per_worker=1,
             host="127.0.0.1",
-            dashboard_address=None,
+            # Any free port: None would still take the default one, which another run may hold.
+            dashboard_address="127.0.0.1:0",
             memory_limit="auto" if allowed is None else allowed // workers,
             silence_logs=logging.ERROR,
         ) as cluster,
