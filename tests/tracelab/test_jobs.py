@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import Client, LocalCluster
 from traces import STEPS, write_trace
 
 import tracelab
@@ -150,6 +151,19 @@ def test_workers_and_memory_give_the_same_bits(trace):
     here = jobs.analyze(trace, "gaussianity")["gaussianity"].load()
     there = jobs.analyze(trace, "gaussianity", workers=2, memory="4GiB", force=True)["gaussianity"]
     xr.testing.assert_equal(here, there.load())
+
+
+def test_an_existing_scheduler_is_used_and_left_running(trace):
+    here = jobs.analyze(trace, "noise_scale")["noise_scale"].load()
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        there = jobs.analyze(trace, "noise_scale", scheduler=cluster.scheduler_address, force=True)[
+            "noise_scale"
+        ]
+        xr.testing.assert_equal(here, there.load())
+        with Client(cluster) as client:
+            assert len(client.scheduler_info()["workers"]) == 1
 
 
 def test_a_trace_in_memory_is_analysed_on_threads():
