@@ -30,10 +30,14 @@ def mixed_scales(tmp_path_factory):
 
 
 def test_pooling_gaussian_noise_of_mixed_scales_reads_heavy_tails(mixed_scales):
-    """Published design figures: 1.06 by maximum likelihood, 1.45 to 1.55 by Mohammadi."""
+    """Expected 1.06 by maximum likelihood and 1.45 to 1.55 by Mohammadi; not quite what is found.
+
+    Over 12 other seeds: 1.078 to 1.106 (mean 1.092), and 1.505 to 1.581 (mean 1.536). The spread
+    is that of the drawn scales, so the upper bound of the second is wider than expected.
+    """
     found = tracelab.analyze(mixed_scales, "tail_index", mode="pooled")["tail_index"]
     assert found["alpha"].values == pytest.approx(1.06, abs=0.05)
-    assert np.all((found["alpha_mohammadi"] > 1.40) & (found["alpha_mohammadi"] < 1.60))
+    assert np.all((found["alpha_mohammadi"] > 1.45) & (found["alpha_mohammadi"] < 1.60))
     assert np.all(found["alpha_high"] < 1.5)
     # The control gives the artefact away, and the warning says so.
     assert found["alpha_control"].values == pytest.approx(found["alpha"].values, abs=0.05)
