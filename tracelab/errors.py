@@ -1,6 +1,7 @@
 """Errors that a user of tracelab can meet; each message names the thing, the value, the remedy."""
 
 __all__ = [
+    "DamagedError",
     "IncompleteTraceWarning",
     "MissingExtraError",
     "NotRecordedError",
@@ -44,3 +45,7 @@ class TraceError(TracelabError):
 
 class IncompleteTraceWarning(UserWarning):
     """A collector failed and stopped recording; training went on."""
+
+
+class DamagedError(TraceError):
+    """Something that was recorded cannot be read: missing, truncated, or its checksum differs."""

@@ -38,6 +38,7 @@ class Status(IntEnum):
     NON_FINITE_INPUT = 3
     CONSTANT_INPUT = 4
     FAILED = 5
+    UNREADABLE = 6
 
     @classmethod
     def attributes(cls) -> dict[str, Any]:
