@@ -7,7 +7,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 from urllib.parse import unquote, urlsplit
@@ -18,6 +18,8 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
 
 from tracelab.errors import MissingExtraError, TraceError, UsageError
+from tracelab.trace.prefixed import Prefixed
+from tracelab.trace.schema import NAME
 from tracelab.trace.shards import Part
 
 __all__ = ["Location", "PathLike", "Sink", "resolve"]
@@ -58,7 +60,30 @@ class Location:
     @property
     def shareable(self) -> bool:
         """Whether another process can open it."""
-        return not isinstance(self.store, MemoryStore)
+        store = self.store.inner if isinstance(self.store, Prefixed) else self.store
+        if isinstance(store, FsspecStore):
+            return "memory" not in _protocols(store)
+        return not isinstance(store, MemoryStore)
+
+    def at(self, prefix: str) -> Location:
+        """Return the location of a sub-folder, such as ``workers/rank-003``.
+
+        Raises
+        ------
+        UsageError
+            If it is no plain relative path.
+        """
+        if not all(NAME.fullmatch(segment) for segment in prefix.split("/")):
+            raise UsageError(f"{prefix!r} is no sub-folder of a trace: give names with '/' between")
+        name = f"{self.name.rstrip('/')}/{prefix}"
+        if isinstance(self.reopen, str):
+            return replace(resolve(f"{self.reopen.rstrip('/')}/{prefix}"), name=name)
+        if self.folder is not None:
+            inside = LocalStore(self.folder / prefix, read_only=self.store.read_only)
+            return Location(name, inside, inside.root, inside)
+        store = self.store
+        part = store.at(prefix) if isinstance(store, Prefixed) else Prefixed(store, prefix)
+        return Location(name, part, None, part)
 
     def exists(self) -> bool:
         """Return whether anything is there."""
@@ -198,7 +223,17 @@ def resolve(path: PathLike) -> Location:
     folder = Path(text).expanduser().resolve()
     if folder.suffix == ".zip" and not folder.is_dir():
         return Location(text, _archive(folder), None, str(folder))
+    for parent in folder.parents:
+        if parent.suffix == ".zip" and parent.is_file():
+            prefix = folder.relative_to(parent).as_posix()
+            part = Prefixed(_archive(parent), prefix, owner=True)
+            return Location(text, part, None, str(folder))
     return Location(text, LocalStore(folder), folder, str(folder))
+
+
+def _protocols(store: FsspecStore) -> tuple[str, ...]:
+    protocol = store.fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
 def _archive(path: Path) -> Store:
