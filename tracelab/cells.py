@@ -40,11 +40,13 @@ def _load(plan: Plan, block: Block, trace: Trace) -> dict[str, Array]:
         if source == "noise":
             array = _noise_cells(plan, block, selected, trace)
         elif source in DERIVED:
-            array = _by_label(DERIVED[source](selected, trace.layers), block.labels, needed)
+            array = _by_label(
+                DERIVED[source](selected, trace.layers), plan.labels_of(block), needed
+            )
         else:
             array = selected[source.split("/")[1]]
             if "layer" in array.dims:
-                array = _by_label(array, block.labels, needed)
+                array = _by_label(array, plan.labels_of(block), needed)
         ordered = array.transpose(*needed.variable.dims)
         arrays[needed.variable.name] = np.ascontiguousarray(
             ordered.values, dtype=np.dtype(needed.variable.dtype)
@@ -53,7 +55,7 @@ def _load(plan: Plan, block: Block, trace: Trace) -> dict[str, Array]:
 
 
 def _noise_cells(plan: Plan, block: Block, group: xr.Dataset, trace: Trace) -> xr.DataArray:
-    (label,) = block.labels
+    (label,) = plan.labels_of(block)
     cells = noise.layer_samples(
         group,
         trace.layers,
@@ -85,9 +87,9 @@ def _by_label(array: xr.DataArray, labels: tuple[str, ...], needed: Input) -> xr
 
 def _seeds(plan: Plan, block: Block) -> IntArray:
     steps = plan.steps[block.first : block.last] if "step" in plan.analysis.cell else (None,)
-    table = np.empty((len(steps), len(block.labels)), dtype=np.uint64)
+    table = np.empty((len(steps), block.right - block.left), dtype=np.uint64)
     for row, step in enumerate(steps):
-        for column, label in enumerate(block.labels):
+        for column, label in enumerate(plan.labels_of(block)):
             name = f"{plan.seed}\0{plan.run}\0{plan.analysis.name}\0{step}\0{label}"
             digest = hashlib.sha256(name.encode()).digest()
             table[row, column] = int.from_bytes(digest[:8], "little")
@@ -96,7 +98,7 @@ def _seeds(plan: Plan, block: Block) -> IntArray:
 
 
 def _shape(plan: Plan, block: Block, dims: tuple[str, ...]) -> tuple[int, ...]:
-    sizes = {"step": block.last - block.first, "layer": len(block.labels)}
+    sizes = {"step": block.last - block.first, "layer": block.right - block.left}
     return tuple(
         sizes[dim] if dim in plan.analysis.cell else len(plan.analysis.coords[dim]) for dim in dims
     )
@@ -139,13 +141,13 @@ def run(common: tuple[Trace, Plan], block: Block) -> tuple[dict[str, Array], tup
     except Exception as error:
         by_step = "step" in plan.analysis.cell
         cells = [
-            Block(row, row + 1 if by_step else block.last, (label,))
+            Block(row, row + 1 if by_step else block.last, column, column + 1)
             for row in (range(block.first, block.last) if by_step else (block.first,))
-            for label in block.labels
+            for column in range(block.left, block.right)
         ]
         if len(cells) == 1:
             where = f"step {plan.steps[block.first]}, " if by_step else ""
-            message = f"{where}{block.labels[0]}: {type(error).__name__}: {error}"
+            message = f"{where}{plan.labels[block.left]}: {type(error).__name__}: {error}"
             logger.debug("cell failed: %s", message, exc_info=error)
             return unfilled(plan, block), (message,)
     outputs = unfilled(plan, block)
@@ -161,8 +163,7 @@ def place(
     outputs: dict[str, Array], part: Mapping[str, Array], plan: Plan, cell: Block, whole: Block
 ) -> None:
     """Put the outputs of a block into those of a larger one that holds it."""
-    columns = [whole.labels.index(label) for label in cell.labels]
-    column = slice(columns[0], columns[-1] + 1)
+    column = slice(cell.left - whole.left, cell.right - whole.left)
     rows = slice(cell.first - whole.first, cell.last - whole.first)
     for name, values in part.items():
         outputs[name][(rows, column) if "step" in plan.analysis.cell else (column,)] = values

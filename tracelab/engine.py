@@ -9,23 +9,22 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import xarray as xr
-from dask.base import compute as compute_dask
-from dask.callbacks import Callback
-from dask.delayed import delayed
 from dask.utils import parse_bytes
 
 from tracelab.cells import labelled, place, run, unfilled
 from tracelab.errors import UsageError
 from tracelab.planning import Block, Plan
+from tracelab.threads import unordered
 from tracelab.trace import Trace
 from tracelab.typing import Array
 
-__all__ = ["Execution", "compute"]
+__all__ = ["Execution", "Finished", "compute", "stream"]
 
 # Loading converts to float64 and a kernel works on copies: a task's peak over its input's size.
 _PEAK = 8
@@ -77,10 +76,16 @@ def _size(memory: str | int) -> int:
         return 0
 
 
-def compute(
+Finished = tuple[Block, dict[str, Array], tuple[str, ...]]
+
+
+def stream(
     plan: Plan, trace: Trace, execution: Execution, progress: Progress | None = None
-) -> tuple[xr.Dataset, tuple[str, ...]]:
-    """Return the result of a plan and the messages of the cells that failed.
+) -> Iterator[Finished]:
+    """Yield the blocks of a plan as they finish: block, outputs by name, messages of failures.
+
+    Outputs have the shape of the block. Their bits depend on the cells alone: not on the cut, the
+    order or the place. Closing the iterator stops: blocks that have not begun never do.
 
     Parameters
     ----------
@@ -92,31 +97,42 @@ def compute(
         Where.
     progress : callable, optional
         Called with (blocks done, blocks in all).
+
+    Raises
+    ------
+    UsageError
+        If workers cannot be had, or cannot open the trace.
     """
-    whole = Block(0, len(plan.steps), plan.labels)
-    outputs = unfilled(plan, whole)
+    here = execution.client is None and execution.scheduler is None and execution.workers is None
+    finished = _on_threads if here else _on_workers
+    for done, each in enumerate(finished(plan, trace, execution), start=1):
+        yield each
+        if progress is not None:
+            progress(done, len(plan.blocks))
+
+
+def compute(
+    plan: Plan, trace: Trace, execution: Execution, progress: Progress | None = None
+) -> tuple[xr.Dataset, tuple[str, ...]]:
+    """Return the whole result of a plan and the messages of the cells that failed; see `stream`."""
+    outputs = unfilled(plan, plan.whole)
     messages: tuple[str, ...] = ()
-    for block, (part, failures) in _map(plan, trace, execution, progress):
-        place(outputs, part, plan, block, whole)
+    for block, part, failures in stream(plan, trace, execution, progress):
+        place(outputs, part, plan, block, plan.whole)
         messages += failures
     return labelled(plan, outputs), messages
 
 
-def _map(
-    plan: Plan, trace: Trace, execution: Execution, progress: Progress | None
-) -> Iterator[tuple[Block, tuple[dict[str, Array], tuple[str, ...]]]]:
-    if execution.client is None and execution.scheduler is None and execution.workers is None:
-        common = delayed((trace, plan), traverse=False, pure=False)
-        tasks = [delayed(run, pure=False)(common, block) for block in plan.blocks]
-        with _Counter(len(tasks), progress):
-            results = compute_dask(
-                *tasks,
-                scheduler="threads",
-                num_workers=_threads(plan, execution),
-                optimize_graph=False,
-            )
-        yield from zip(plan.blocks, results, strict=True)
-        return
+def _on_threads(plan: Plan, trace: Trace, execution: Execution) -> Iterator[Finished]:
+    results = unordered(partial(run, (trace, plan)), plan.blocks, _threads(plan, execution))
+    with closing(results):
+        for block, found in results:
+            if isinstance(found, BaseException):
+                raise found
+            yield block, *found
+
+
+def _on_workers(plan: Plan, trace: Trace, execution: Execution) -> Iterator[Finished]:
     from distributed import as_completed
 
     if not trace.shareable:
@@ -130,10 +146,8 @@ def _map(
             client.submit(run, future, block, pure=False, retries=2): block for block in plan.blocks
         }
         try:
-            for done, task in enumerate(as_completed(futures), start=1):
-                yield futures[task], task.result()
-                if progress is not None:
-                    progress(done, len(futures))
+            for task in as_completed(futures):
+                yield futures[task], *task.result()
         finally:
             client.cancel(list(futures))
 
@@ -179,16 +193,3 @@ def _client(execution: Execution) -> Iterator[Any]:
         Client(cluster) as client,
     ):
         yield client
-
-
-class _Counter(Callback):  # type: ignore[misc]
-    """Counts finished blocks of a threaded run."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        super().__init__()
-        self._total, self._progress, self._done = total, progress, 0
-
-    def _posttask(self, key: Any, *_: Any) -> None:
-        if self._progress is not None and str(key).startswith("run-"):
-            self._done += 1
-            self._progress(self._done, self._total)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from tracelab.contracts import NETWORK, Analysis, Input
 from tracelab.errors import NotRecordedError, UsageError
 from tracelab.trace import Trace
 
-__all__ = ["DERIVED", "Block", "Plan", "plan"]
+__all__ = ["DERIVED", "Block", "Plan", "plan", "restrict"]
 
 MAX_TASKS = 2_000
 BLOCK_BYTES = 32 * 2**20
@@ -27,11 +27,16 @@ DERIVED = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Cells computed by one task: a range of the plan's steps (None: all) by some layers."""
+    """Cells computed by one task: rows ``first:last`` of a plan's steps, ``left:right`` of its
+    labels."""
 
     first: int
     last: int
-    labels: tuple[str, ...]
+    left: int
+    right: int
+
+    def __str__(self) -> str:
+        return f"{self.first}:{self.last}, {self.left}:{self.right}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +51,18 @@ class Plan:
     labels: tuple[str, ...]
     blocks: tuple[Block, ...]
     block_bytes: int
+    cell_bytes: int
     seed: int
     run: str
+
+    @property
+    def whole(self) -> Block:
+        """All cells of the plan, as one block."""
+        return Block(0, len(self.steps), 0, len(self.labels))
+
+    def labels_of(self, block: Block) -> tuple[str, ...]:
+        """Return the layers of a block, ``"network"`` among them if it is."""
+        return self.labels[block.left : block.right]
 
 
 def plan(
@@ -114,27 +129,49 @@ def plan(
             f"analysis {analysis.name!r}: the trace has no recorded step to analyse in "
             f"{', '.join(dict.fromkeys(groups.values()))}; record more, or select other steps"
         )
-    per_label = "noise" in sources.values() or "step" not in analysis.cell
     cell_bytes = sum(
         _cell_bytes(needed, sources[needed.variable.name], groups, trace)
         for needed in analysis.inputs
     )
-    blocks = _cut(analysis, rows.size, tuple(labels), per_label, cell_bytes)
-    largest = max(
-        ((block.last - block.first) * len(block.labels) * cell_bytes for block in blocks), default=0
+    return _cut(
+        Plan(
+            analysis=analysis,
+            parameters=dict(parameters),
+            groups=groups,
+            sources=sources,
+            steps=tuple(int(row) for row in rows),
+            labels=tuple(labels),
+            blocks=(),
+            block_bytes=0,
+            cell_bytes=cell_bytes,
+            seed=seed,
+            run=trace.run,
+        )
     )
-    return Plan(
-        analysis=analysis,
-        parameters=dict(parameters),
-        groups=groups,
-        sources=sources,
-        steps=tuple(int(row) for row in rows),
-        labels=tuple(labels),
-        blocks=blocks,
-        block_bytes=largest,
-        seed=seed,
-        run=trace.run,
-    )
+
+
+def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
+    """Return the same plan for some of its steps only, cut anew.
+
+    Parameters
+    ----------
+    plan : Plan
+        A plan.
+    steps : sequence of int
+        Some of its steps, by label, in their order.
+
+    Raises
+    ------
+    UsageError
+        If there are none, or one is not the plan's.
+    """
+    wanted = np.asarray(steps, dtype=np.int64)
+    if wanted.size == 0 or not np.isin(wanted, np.asarray(plan.steps)).all():
+        raise UsageError(
+            f"analysis {plan.analysis.name!r}: a plan can be restricted to some of its own "
+            f"{len(plan.steps)} steps, got {len(wanted)} steps that are not all among them"
+        )
+    return _cut(replace(plan, steps=tuple(wanted.tolist())))
 
 
 def _kind(source: str) -> str:
@@ -212,21 +249,22 @@ def _cell_bytes(needed: Input, source: str, groups: Mapping[str, str], trace: Tr
     return largest
 
 
-def _cut(
-    analysis: Analysis, rows: int, labels: tuple[str, ...], per_label: bool, cell_bytes: int
-) -> tuple[Block, ...]:
-    if "step" not in analysis.cell:
-        width = -(-len(labels) // MAX_TASKS)
-        return tuple(
-            Block(0, rows, labels[start : start + width]) for start in range(0, len(labels), width)
-        )
-    columns = [(label,) for label in labels] if per_label else [labels]
-    by_count = -(-rows * len(columns) // MAX_TASKS)
-    by_bytes = BLOCK_BYTES // max(1, cell_bytes * len(columns[0]))
-    # One cell a task where cells are heavy; many rows a task where they are scalars.
-    height = max(1, by_count, min(by_bytes, 4096) if not per_label else 1)
-    return tuple(
-        Block(start, min(start + height, rows), column)
-        for column in columns
-        for start in range(0, rows, height)
+def _cut(plan: Plan) -> Plan:
+    rows, columns = len(plan.steps), len(plan.labels)
+    width, height = 1, rows
+    if "step" not in plan.analysis.cell:
+        width = -(-columns // MAX_TASKS)
+    else:
+        per_label = "noise" in plan.sources.values()
+        width = 1 if per_label else columns
+        by_count = -(-rows * (columns // width) // MAX_TASKS)
+        by_bytes = BLOCK_BYTES // max(1, plan.cell_bytes * width)
+        # One cell a task where cells are heavy; many rows a task where they are scalars.
+        height = max(1, by_count, min(by_bytes, 4096) if not per_label else 1)
+    blocks = tuple(
+        Block(first, min(first + height, rows), left, min(left + width, columns))
+        for left in range(0, columns, width)
+        for first in range(0, rows, height)
     )
+    largest = max((b.last - b.first) * (b.right - b.left) for b in blocks) * plan.cell_bytes
+    return replace(plan, blocks=blocks, block_bytes=largest)
