@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tracelab import stats as stats
     from tracelab.jobs import analyze as analyze
     from tracelab.reporting import report as report
+    from tracelab.runs import open_runs as open_runs
     from tracelab.schedule import log_spaced as log_spaced
     from tracelab.sketch import Full as Full
     from tracelab.sketch import Project as Project
@@ -39,6 +40,7 @@ __all__ = [
     "create",
     "log_spaced",
     "open",
+    "open_runs",
     "report",
     "stats",
 ]
@@ -54,6 +56,7 @@ _HOMES = {
     "create": "tracelab.trace",
     "log_spaced": "tracelab.schedule",
     "open": "tracelab.trace",
+    "open_runs": "tracelab.runs",
     "report": "tracelab.reporting",
 }
 

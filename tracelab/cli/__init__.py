@@ -18,6 +18,7 @@ from tracelab.cli.exits import Program
 from tracelab.cli.info import info
 from tracelab.cli.report import report
 from tracelab.cli.results import results
+from tracelab.cli.runs import compare, runs
 
 __all__ = ["main"]
 
@@ -41,5 +42,5 @@ def main(ctx: click.Context, quiet: bool, verbose: int) -> None:
     ctx.call_on_close(console.start_logging())
 
 
-for command in (demo, info, analyses, analyze, results, report):
+for command in (demo, info, analyses, analyze, results, report, runs, compare):
     main.add_command(command)

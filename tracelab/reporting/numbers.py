@@ -14,12 +14,16 @@ from tracelab.contracts import NETWORK
 from tracelab.typing import Status
 
 __all__ = [
+    "Estimate",
     "Headline",
     "Table",
+    "estimates",
     "headline",
     "number",
     "row_label",
+    "sample_sizes",
     "status_counts",
+    "status_names",
     "table",
     "value_text",
 ]
@@ -94,14 +98,15 @@ def row_label(result: xr.Dataset) -> str:
 def status_counts(result: xr.Dataset) -> dict[str, int]:
     """Return how many cells have each status, by its words; ``ok`` first, also where it is 0."""
     values = np.asarray(result["status"].values).ravel()
-    names = _status_names(result)
+    names = status_names(result)
     counts = {names.get(0, "ok"): 0}
     for code, count in zip(*np.unique(values, return_counts=True), strict=True):
         counts[names.get(int(code), f"status {int(code)}")] = int(count)
     return counts
 
 
-def _status_names(result: xr.Dataset) -> dict[int, str]:
+def status_names(result: xr.Dataset) -> dict[int, str]:
+    """Return the words of a result's status codes."""
     attributes = {**Status.attributes(), **result["status"].attrs}
     meanings = str(attributes["flag_meanings"]).split()
     codes = np.atleast_1d(attributes["flag_values"])
@@ -109,7 +114,7 @@ def _status_names(result: xr.Dataset) -> dict[int, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Column:
+class Estimate:
     """An estimate of a result at one label of its further dims, such as one test."""
 
     name: str
@@ -117,26 +122,34 @@ class _Column:
 
     @property
     def labels(self) -> str:
+        """Return the labels of the further dims."""
         return ", ".join(str(label) for label in self.selection.values())
 
     @property
     def title(self) -> str:
+        """Return its name with its labels."""
         return f"{self.name} ({self.labels})" if self.labels else self.name
 
+    def values(self, row: xr.Dataset) -> tuple[Any, ...]:
+        """Return the estimate in one cell, with the ends of its interval if it has one."""
+        return tuple(
+            row[self.name + suffix].sel(self.selection).values[()]
+            for suffix in ("", "_low", "_high")
+            if self.name + suffix in row
+        )
+
     def text(self, row: xr.Dataset) -> str:
-        parts: list[str] = []
-        for suffix in ("", "_low", "_high"):
-            if self.name + suffix not in row:
-                return parts[0]
-            array = row[self.name + suffix]
-            parts.append(number(array.sel(self.selection).values[()], 3))
+        """Return the estimate in one cell with its interval: ``1.35 [1.2, 1.5]``."""
+        parts = [number(each, 3) for each in self.values(row)]
+        if len(parts) < 3:
+            return parts[0]
         estimate, low, high = parts
         if low == high == estimate or low == high == _MISSING:
             return estimate
         return f"{estimate} [{low}, {high}]"
 
 
-def _columns(result: xr.Dataset) -> list[_Column]:
+def estimates(result: xr.Dataset) -> list[Estimate]:
     """Return estimates with an interval and their Gaussian controls; else the first variable."""
     names = [str(name) for name in result.data_vars]
     chosen = [name for name in names if f"{name}_low" in names and f"{name}_high" in names]
@@ -150,17 +163,18 @@ def _columns(result: xr.Dataset) -> list[_Column]:
     return [column for name in chosen for column in _labelled(result, name)]
 
 
-def _labelled(result: xr.Dataset, name: str) -> Iterator[_Column]:
+def _labelled(result: xr.Dataset, name: str) -> Iterator[Estimate]:
     further = [str(dim) for dim in result[name].dims if dim not in ("step", "layer")]
     shape = [result.sizes[dim] for dim in further]
     for place in np.ndindex(*shape):
         labels = {}
         for dim, index in zip(further, place, strict=True):
             labels[dim] = result[dim].values[index] if dim in result.coords else index
-        yield _Column(name, labels)
+        yield Estimate(name, labels)
 
 
-def _counts(result: xr.Dataset) -> list[str]:
+def sample_sizes(result: xr.Dataset) -> list[str]:
+    """Return the names of a result's sample sizes, one number a cell."""
     cell = set(result["status"].dims)
     return [
         str(name)
@@ -181,7 +195,7 @@ def table(result: xr.Dataset) -> Table:
 
     By step for the network (else the last layer) where the result has steps, by layer elsewhere.
     """
-    columns, counts, names = _columns(result), _counts(result), _status_names(result)
+    columns, counts, names = estimates(result), sample_sizes(result), status_names(result)
     by_step = "step" in result["status"].dims
     dim = "step" if by_step else "layer"
     rows = result.sel(layer=row_label(result)) if by_step else result
@@ -223,7 +237,7 @@ class Headline:
 
 def headline(result: xr.Dataset) -> Headline:
     """Return a result's first estimate, for the network or else the last layer."""
-    columns = _columns(result)
+    columns = estimates(result)
     if not columns:
         return Headline("", (("", "no numbers"),))
     column = columns[0]
@@ -233,7 +247,7 @@ def headline(result: xr.Dataset) -> Headline:
     if "step" not in row["status"].dims:
         status = int(row["status"])
         ok = status == int(Status.OK)
-        text = column.text(row) if ok else _status_names(result).get(status, f"status {status}")
+        text = column.text(row) if ok else status_names(result).get(status, f"status {status}")
         return Headline(quantity, (("", text),))
     good = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
     if good.sizes["step"] == 0:

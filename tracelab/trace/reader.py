@@ -133,6 +133,11 @@ class Trace:
         return state
 
     @property
+    def rows(self) -> dict[str, int]:
+        """Number of committed rows by group; nothing is read."""
+        return {name: self._snapshot.groups[name].rows for name in self.groups}
+
+    @property
     def layers(self) -> xr.Dataset:
         """The layer table: kind, shape, numel, offset by layer."""
         if self._layers is None:
