@@ -1,0 +1,448 @@
+"""Reads the files of an array in a folder, without zarr-python: every checksum, no more than asked.
+
+Nothing is kept between calls, no thread or event loop is behind them, so they work after a fork
+and in any thread. One file descriptor serves a shard's index and its chunks: a shard that the
+recorder replaces meanwhile is seen as it was. Not memory maps: the process would be killed where a
+file ends before its map does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc  # type: ignore[import-untyped]
+
+from tracelab.errors import DamagedError
+from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
+from tracelab.trace.shardform import Form, Piece, form, select
+from tracelab.typing import Array, IntArray
+
+__all__ = ["Flaw", "Shards", "check", "read", "readable"]
+
+# As zarr-python does: Blosc's own threads are shared by the process.
+blosc.use_threads = False
+
+# The offset and length that an index gives to a chunk that is not there.
+_MISSING = 2**64 - 1
+_ENTRY_BYTES = 16
+_CRC_BYTES = 4
+# Of Blosc 1: the header, which is also the most that a frame is longer than its content.
+_HEADER_BYTES = 16
+
+# Small chunks that lie side by side are read at once; so is an index.
+RUN_BYTES = 2**20
+# A chunk is read straight to its place if its rows there are that long, and few: see IOV_MAX.
+ROW_BYTES = 2**12
+MAX_ROWS = 2**9
+# A chunk of texts has no length of its own.
+TEXT_BYTES = 2**26
+
+Cells: TypeAlias = tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flaw:
+    """What is wrong with a chunk, or with a whole shard.
+
+    Parameters
+    ----------
+    chunk : tuple of int or None
+        Position of the chunk among all chunks of the array; None for the whole shard.
+    reason : str
+        Words that follow its name: "has another checksum than its bytes".
+    """
+
+    chunk: tuple[int, ...] | None
+    reason: str
+
+
+def readable(document: Mapping[str, Any]) -> bool:
+    """Return whether `read` can read an array; zarr-python may read the others."""
+    return SUPPORTED and form(document) is not None
+
+
+def read(
+    folder: str | os.PathLike[str], path: str, document: Mapping[str, Any], selection: Any = ...
+) -> Array:
+    """Return a part of an array of a trace in a folder.
+
+    Parameters
+    ----------
+    folder : path
+        The trace.
+    path : str
+        Group and name of the array, ``gradients/full``.
+    document : Mapping
+        The array's document in the root document.
+    selection : int, slice, list of int, or a tuple of them
+        What to read; at most one list.
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    DamagedError
+        If a file is missing, cut off, no plain file, or a checksum differs.
+    IndexError
+        If the selection reaches outside of the array.
+    ValueError
+        If the array is not `readable`.
+    """
+    return Shards.of(folder, path, document)[selection]
+
+
+@dataclass(frozen=True, slots=True)
+class Shards:
+    """An array of a trace in a folder, read when indexed; it pickles.
+
+    Parameters
+    ----------
+    folder : str
+        The trace.
+    path : str
+        Group and name of the array.
+    stored : Form
+        How it is stored.
+    """
+
+    folder: str
+    path: str
+    stored: Form
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike[str], path: str, document: Mapping[str, Any]) -> Shards:
+        """Return the array that a document declares.
+
+        Raises
+        ------
+        ValueError
+            If it is not `readable`.
+        """
+        return cls(os.fspath(folder), path, _form(path, document))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.stored.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of its elements."""
+        return self.stored.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of its dimensions."""
+        return len(self.stored.shape)
+
+    def __getitem__(self, selection: Any) -> Array:
+        wanted = select(self.stored, selection)
+        values = np.empty(wanted.shape, self.dtype)
+        if values.size:
+            self._read(wanted.pieces, values)
+        return wanted.finish(values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        return np.asarray(self[...], dtype)
+
+    def _read(self, pieces: Sequence[Mapping[int, Sequence[Piece]]], values: Array) -> None:
+        where = ""
+        try:
+            with Folder(self.folder, self.path) as folder:
+                for shard in itertools.product(*pieces):
+                    key = self.stored.key(shard)
+                    where = f" shard {key}"
+                    inside = [of[place] for of, place in zip(pieces, shard, strict=True)]
+                    with folder.open(key) as file:
+                        for cells, reason in _place(file, self.stored, inside, values):
+                            where += f", chunk {_name(_position(self.stored, shard, cells))}"
+                            raise UnusableError(reason)
+        except UnusableError as flaw:
+            raise DamagedError(
+                f"{self.path} of {self.folder} is damaged:{where} {flaw}; "
+                f"all damage is listed by: tracelab verify {self.folder}"
+            ) from None
+
+
+def check(
+    path: str | os.PathLike[str], document: Mapping[str, Any], shard: Sequence[int]
+) -> list[Flaw]:
+    """Return what of a shard's file cannot be read; nothing if all is well.
+
+    Parameters
+    ----------
+    path : path
+        The shard's file.
+    document : Mapping
+        The array's document in the root document.
+    shard : sequence of int
+        Position of the shard among the shards of the array.
+
+    Returns
+    -------
+    list of Flaw
+        Only of chunks that hold a part of the array; those of rows never committed do not count.
+
+    Raises
+    ------
+    ValueError
+        If the array is not `readable`.
+    """
+    stored = _form(os.fspath(path), document)
+    pieces = []
+    for place, size, whole, part in zip(
+        shard, stored.shape, stored.shard, stored.chunk, strict=True
+    ):
+        starts = range(place * whole, min(size, (place + 1) * whole), part)
+        # Each chunk is put at the same place: nobody looks at the values.
+        spans = [slice(0, min(part, size - start)) for start in starts]
+        pieces.append([Piece(cell, span, span) for cell, span in enumerate(spans)])
+    try:
+        with File.at(path) as file:
+            found = _place(file, stored, pieces, np.empty(stored.chunk, stored.dtype))
+            return [Flaw(_position(stored, shard, cells), reason) for cells, reason in found]
+    except UnusableError as flaw:
+        return [Flaw(None, str(flaw))]
+
+
+def _form(path: str, document: Mapping[str, Any]) -> Form:
+    stored = form(document) if SUPPORTED else None
+    if stored is None:
+        raise ValueError(f"{path} is not stored as tracelab stores arrays, use zarr-python")
+    return stored
+
+
+def _position(stored: Form, shard: Sequence[int], cells: Cells) -> tuple[int, ...]:
+    return tuple(
+        place * count + piece.cell
+        for place, count, piece in zip(shard, stored.cells, cells, strict=True)
+    )
+
+
+def _name(position: Sequence[int]) -> str:
+    return ".".join(map(str, position)) or "0"
+
+
+def _place(
+    file: File, stored: Form, pieces: Sequence[Sequence[Piece]], values: Array
+) -> Iterator[tuple[Cells, str]]:
+    """Put the chosen pieces of a shard where they belong; yield those that cannot be read.
+
+    Raises
+    ------
+    UnusableError
+        If the whole shard cannot be read.
+    """
+    run: list[tuple[Cells, int, int]] = []
+    end = 0
+    memory = _Memory()
+    limit = file.size - (_index_bytes(stored) if stored.indexed else 0)
+    for cells, (offset, length) in zip(
+        itertools.product(*pieces), _entries(file, stored, pieces), strict=True
+    ):
+        if offset == length == _MISSING:
+            values[tuple(piece.outside for piece in cells)] = stored.fill
+            continue
+        if reason := _misfit(stored, offset, length, limit):
+            yield cells, reason
+            continue
+        if run and (offset != end or end + length - run[0][1] > RUN_BYTES):
+            yield from _load(file, stored, run, values, memory)
+            run = []
+        run.append((cells, offset, length))
+        end = offset + length
+    if run:
+        yield from _load(file, stored, run, values, memory)
+
+
+def _misfit(stored: Form, offset: int, length: int, limit: int) -> str | None:
+    """Return what is wrong with a chunk's place, before memory is taken for it."""
+    least, most = _CRC_BYTES, stored.chunk_bytes + _CRC_BYTES
+    if stored.dtype.kind == "T":
+        most = TEXT_BYTES
+    elif stored.compressed:
+        least, most = _HEADER_BYTES + _CRC_BYTES, most + _HEADER_BYTES
+    else:
+        least = most
+    if not least <= length <= most:
+        return f"has {length} bytes, where {least} to {most} can be"
+    if offset + length > limit:
+        return f"ends at byte {offset + length}, behind the end of all chunks at {limit}"
+    return None
+
+
+def _index_bytes(stored: Form) -> int:
+    return _ENTRY_BYTES * math.prod(stored.cells) + _CRC_BYTES
+
+
+def _entries(
+    file: File, stored: Form, pieces: Sequence[Sequence[Piece]]
+) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of the chosen chunks, once the whole index has proved right."""
+    if not stored.indexed:
+        yield 0, file.size
+        return
+    flat: IntArray = np.zeros((), np.int64)
+    for count, along in zip(stored.cells, pieces, strict=True):
+        flat = np.add.outer(flat * count, [piece.cell for piece in along])
+    flat = flat.ravel()
+    found = np.empty((flat.size, 2), np.uint64)
+    nbytes = _index_bytes(stored)
+    start = file.size - nbytes
+    if start < 0:
+        raise UnusableError(f"has {file.size} bytes, its index alone has {nbytes}")
+    checksum, done = 0, 0
+    buffer = np.empty(min(RUN_BYTES, nbytes - _CRC_BYTES), np.uint8)
+    while done < nbytes - _CRC_BYTES:
+        part = buffer[: nbytes - _CRC_BYTES - done]
+        file.read_into([part], start + done)
+        checksum = google_crc32c.extend(checksum, part)
+        table = part.view("<u8").reshape(-1, 2)
+        first = done // _ENTRY_BYTES
+        # Chunks are chosen in the order of the index.
+        low, high = np.searchsorted(flat, [first, first + len(table)])
+        found[low:high] = table[flat[low:high] - first]
+        done += part.size
+    last = bytearray(_CRC_BYTES)
+    file.read_into([last], start + done)
+    if int.from_bytes(last, "little") != checksum:
+        raise UnusableError("is damaged: its index has another checksum than its bytes")
+    for some in range(0, len(found), RUN_BYTES // _ENTRY_BYTES):
+        yield from map(tuple, found[some : some + RUN_BYTES // _ENTRY_BYTES].tolist())
+
+
+class _Memory:
+    """Buffers that are used again for the next chunks."""
+
+    def __init__(self) -> None:
+        self._raw = np.empty(0, np.uint8)
+        self._chunk: Array | None = None
+
+    def raw(self, size: int) -> Array:
+        """Return `size` bytes."""
+        if self._raw.size < size:
+            self._raw = np.empty(size, np.uint8)
+        return self._raw[:size]
+
+    def chunk(self, stored: Form) -> Array:
+        """Return an array for one chunk."""
+        if self._chunk is None:
+            self._chunk = np.empty(stored.chunk, stored.dtype)
+        return self._chunk
+
+
+def _load(
+    file: File,
+    stored: Form,
+    run: Sequence[tuple[Cells, int, int]],
+    values: Array,
+    memory: _Memory,
+) -> Iterator[tuple[Cells, str]]:
+    """Read chunks that lie side by side and put them where they belong; yield the bad ones."""
+    start, end = run[0][1], run[-1][1] + run[-1][2]
+    try:
+        if len(run) == 1 and (rows := _rows(stored, run[0][0], values)):
+            _load_rows(file, rows, start)
+            return
+        raw = memory.raw(end - start)
+        file.read_into([raw], start)
+    except UnusableError as flaw:
+        yield from ((cells, str(flaw)) for cells, _, _ in run)
+        return
+    for cells, offset, length in run:
+        content = raw[offset - start : offset - start + length]
+        try:
+            chunk = _decode(stored, content, memory)
+        except UnusableError as flaw:
+            yield cells, str(flaw)
+            continue
+        inside = tuple(piece.inside for piece in cells)
+        values[tuple(piece.outside for piece in cells)] = chunk[inside]
+
+
+def _rows(stored: Form, cells: Cells, values: Array) -> list[Array] | None:
+    """Return the memory of a whole chunk in the result, if it can be read straight into it."""
+    if stored.compressed or stored.dtype.kind == "T":
+        return None
+    for piece, size in zip(cells, stored.chunk, strict=True):
+        if not (isinstance(piece.inside, slice) and isinstance(piece.outside, slice)):
+            return None
+        if (piece.inside.start, piece.inside.stop, piece.inside.step) not in _whole(size):
+            return None
+    target = values[tuple(piece.outside for piece in cells)]
+    leading = 0
+    while leading < target.ndim and not target[(0,) * leading].flags.c_contiguous:
+        leading += 1
+    rows = math.prod(target.shape[:leading])
+    if rows > MAX_ROWS or target.nbytes < rows * ROW_BYTES:
+        return None
+    return [target[place] for place in np.ndindex(target.shape[:leading])]
+
+
+def _whole(size: int) -> tuple[tuple[int, int, int | None], ...]:
+    return (0, size, None), (0, size, 1)
+
+
+def _load_rows(file: File, rows: list[Array], offset: int) -> None:
+    last = bytearray(_CRC_BYTES)
+    file.read_into([*rows, last], offset)
+    checksum = 0
+    for row in rows:
+        checksum = google_crc32c.extend(checksum, row)
+    _compare(checksum, last)
+
+
+def _compare(checksum: int, stored: bytes | bytearray | Array) -> None:
+    if int.from_bytes(bytes(stored), "little") != checksum:
+        raise UnusableError("has another checksum than its bytes")
+
+
+def _decode(stored: Form, content: Array, memory: _Memory) -> Array:
+    """Return the chunk that is in a file's bytes."""
+    body = content[:-_CRC_BYTES]
+    _compare(google_crc32c.value(body), content[-_CRC_BYTES:])
+    if stored.dtype.kind == "T":
+        return _texts(body.tobytes(), stored)
+    if not stored.compressed:
+        return body.view(stored.dtype).reshape(stored.chunk)
+    # The frame says what it becomes; nothing is decompressed before that fits.
+    sizes = body[4:_HEADER_BYTES].view("<u4").tolist()
+    if sizes[0] != stored.chunk_bytes or sizes[2] != body.size:
+        raise UnusableError(
+            f"says that its {body.size} bytes are {sizes[2]} and become {sizes[0]}, "
+            f"not {stored.chunk_bytes}"
+        )
+    chunk = memory.chunk(stored)
+    try:
+        blosc.decompress(body, chunk)
+    except (RuntimeError, ValueError) as error:
+        raise UnusableError(f"cannot be decompressed ({error})") from None
+    return chunk
+
+
+def _texts(content: bytes, stored: Form) -> Array:
+    """Return texts from their number, and the length and bytes of each."""
+    count = int.from_bytes(content[:4], "little")
+    if count != stored.chunk[0] or 4 * (count + 1) > len(content):
+        raise UnusableError(f"says that it holds {count} texts, not {stored.chunk[0]}")
+    texts = []
+    place = 4
+    for _ in range(count):
+        begin = place + 4
+        place = begin + int.from_bytes(content[place:begin], "little")
+        if place > len(content):
+            raise UnusableError("holds a text that is longer than the chunk")
+        try:
+            texts.append(content[begin:place].decode())
+        except UnicodeDecodeError as error:
+            raise UnusableError(f"holds a text that is not UTF-8 ({error})") from None
+    return np.array(texts, stored.dtype)
