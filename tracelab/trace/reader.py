@@ -16,6 +16,7 @@ from tracelab.trace.datasets import dataset
 from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.results import Results
 from tracelab.trace.snapshot import Snapshot, take
+from tracelab.trace.stored import Stored, stored
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store
@@ -136,6 +137,14 @@ class Trace:
     def rows(self) -> dict[str, int]:
         """Number of committed rows by group; nothing is read."""
         return {name: self._snapshot.groups[name].rows for name in self.groups}
+
+    def stored(self, group: str) -> dict[str, Stored]:
+        """Return a group's arrays as they are stored, for reading parts of them at once."""
+        found = self._snapshot.groups[group]
+        return {
+            name: stored(self._location, group, name, document)
+            for name, document in found.arrays.items()
+        }
 
     @property
     def layers(self) -> xr.Dataset:
