@@ -9,16 +9,17 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast
+from typing import Protocol, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from zarr.abc.store import Store
+from zarr.abc.store import RangeByteRequest, Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, ZipStore
+from zarr.storage import LocalStore, MemoryStore, ZipStore
 
-from tracelab.errors import MissingExtraError, TraceError, UsageError
+from tracelab.errors import TraceError, UsageError
 from tracelab.trace.prefixed import Prefixed
+from tracelab.trace.remote import RemoteStore
 from tracelab.trace.schema import NAME
 from tracelab.trace.shards import Part
 
@@ -26,11 +27,13 @@ __all__ = ["Location", "PathLike", "Sink", "resolve"]
 
 PathLike: TypeAlias = str | os.PathLike[str] | Store
 
-_EXTRAS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3")}
-
 
 class Sink(Protocol):
-    """Where the writer puts objects, each atomically."""
+    """Where the writer puts objects, each atomically; from several threads, if it likes."""
+
+    @property
+    def width(self) -> int:
+        """How many objects to put at a time."""
 
     def put(self, key: str, parts: Sequence[Part]) -> None:
         """Store an object, replacing what was there in one instant."""
@@ -61,9 +64,9 @@ class Location:
     def shareable(self) -> bool:
         """Whether another process can open it."""
         store = self.store.inner if isinstance(self.store, Prefixed) else self.store
-        if isinstance(store, FsspecStore):
-            return "memory" not in _protocols(store)
-        return not isinstance(store, MemoryStore)
+        return (
+            store.shared if isinstance(store, RemoteStore) else not isinstance(store, MemoryStore)
+        )
 
     def at(self, prefix: str) -> Location:
         """Return the location of a sub-folder, such as ``workers/rank-003``.
@@ -100,7 +103,8 @@ class Location:
                     return file.read(limit)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        found = sync(self.store.get(key, default_buffer_prototype()))
+        part = RangeByteRequest(0, limit)
+        found = sync(self.store.get(key, default_buffer_prototype(), part))
         return None if found is None else found.to_bytes()
 
     def has(self, key: str) -> bool:
@@ -154,6 +158,8 @@ class _Folder:
     survive a fork.
     """
 
+    width = 4
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -180,7 +186,9 @@ class _Folder:
 
 
 class _Objects:
-    """Objects of a Zarr store."""
+    """Objects of a Zarr store; most of the time of a put is a round trip."""
+
+    width = 16
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -218,7 +226,8 @@ def resolve(path: PathLike) -> Location:
     if "://" in text:
         parts = urlsplit(text)
         if parts.scheme != "file":
-            return Location(text, _remote(text, parts.scheme), None, text)
+            store = RemoteStore(text)
+            return Location(text, store, None, text)
         text = unquote(parts.path)
     folder = Path(text).expanduser().resolve()
     if folder.suffix == ".zip" and not folder.is_dir():
@@ -231,11 +240,6 @@ def resolve(path: PathLike) -> Location:
     return Location(text, LocalStore(folder), folder, str(folder))
 
 
-def _protocols(store: FsspecStore) -> tuple[str, ...]:
-    protocol = store.fs.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
 def _archive(path: Path) -> Store:
     if not path.exists():
         raise UsageError(
@@ -245,17 +249,3 @@ def _archive(path: Path) -> Store:
         return sync(ZipStore.open(path, mode="r"))
     except (zipfile.BadZipFile, OSError) as error:
         raise TraceError(f"{path} cannot be read as a zip file: {error}") from None
-
-
-def _remote(url: str, scheme: str) -> Store:
-    try:
-        return cast("Store", FsspecStore.from_url(url, read_only=False))
-    except ImportError as error:
-        package, extra = _EXTRAS.get(scheme, (None, None))
-        if package is None or extra is None:
-            raise UsageError(
-                f"reading {url!r} needs a package that is not installed: {error}"
-            ) from None
-        raise MissingExtraError(package, extra, f"reading {url!r}") from None
-    except ValueError as error:
-        raise UsageError(f"no trace can be opened at {url!r}: {error}") from None

@@ -1,0 +1,386 @@
+"""Traces behind a URL: objects of a file system that fsspec knows, ``s3://`` first of all.
+
+Credentials come from where the client library looks for them and are never seen here. One request
+an operation: no listing is kept (a trace grows), and no object is asked about before it is read.
+"""
+
+# ruff: noqa: D102 - zarr's Store documents its methods
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import select
+import selectors
+import time
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    SuffixByteRequest,
+)
+from zarr.storage import FsspecStore
+
+from tracelab.errors import MissingExtraError, UsageError
+from tracelab.trace.remotefaults import RemoteError, redacted, sentence, transient
+
+if TYPE_CHECKING:
+    from fsspec.asyn import AsyncFileSystem
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+__all__ = ["RemoteStore", "check_url"]
+
+T = TypeVar("T")
+
+_S3 = ("s3", "s3a")
+_READ_ONLY = ("http", "https")
+# What names the bucket before the host is no secret: abfs://container@account.dfs...
+_CONTAINER_AT_HOST = ("abfs", "abfss", "az", "adl", "wasb", "wasbs")
+
+# The client library repeats a request a few times by itself (for S3: AWS_MAX_ATTEMPTS). After
+# that a reader gives up soon, a recorder waits for a network to come back.
+READ_PATIENCE = 5.0
+WRITE_PATIENCE = 60.0
+LONGEST_PAUSE = 5.0
+# Without an answer for so long, a request is repeated.
+ANSWER_SECONDS = 20
+CONNECTIONS = 32
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL that carries credentials; the message does not repeat them.
+
+    Raises
+    ------
+    UsageError
+        If there are a user and a password, or a query, in it, or it names no place.
+    """
+    parts = urlsplit(url)
+    scheme = parts.scheme or "URL"
+    user = parts.netloc.rpartition("@")[0]
+    if ":" in user or (user and parts.scheme not in _CONTAINER_AT_HOST):
+        raise UsageError(
+            f"the {scheme} URL of a trace holds a user name or password; leave them out and give "
+            "credentials in the usual places (environment variables, ~/.aws, roles)"
+        )
+    if "?" in url:
+        raise UsageError(
+            f"the {scheme} URL of a trace has a query ('?...'), where keys and signatures are "
+            "often put; leave it out and give credentials in the usual places (environment "
+            "variables, ~/.aws, roles)"
+        )
+    if not (parts.netloc or parts.path.strip("/")):
+        raise UsageError(f"{url!r} names no bucket or host")
+
+
+class RemoteStore(FsspecStore):
+    """A Zarr store at a URL.
+
+    Unlike its base it asks once per read, keeps no listings, removes whole prefixes in a few
+    requests, repeats what failed in passing, says what is wrong in a sentence (`RemoteError`), and
+    works in a forked process.
+
+    Parameters
+    ----------
+    url : str
+        Of the folder, checked by `check_url`.
+    read_only : bool, optional
+        Default: only where the protocol cannot write.
+
+    Raises
+    ------
+    UsageError
+        If the URL cannot be used.
+    MissingExtraError
+        If the client library is not installed.
+    """
+
+    def __init__(self, url: str, read_only: bool | None = None) -> None:
+        check_url(url)
+        self.url = url
+        self.scheme = urlsplit(url).scheme
+        fs, path = _file_system(url, self.scheme)
+        self._connected = (os.getpid(), fs)
+        only = self.scheme in _READ_ONLY
+        super().__init__(fs, read_only=only if read_only is None else read_only, path=path)
+
+    @property
+    def fs(self) -> AsyncFileSystem:
+        """The file system; another one after a fork, because connections cannot be shared."""
+        pid, fs = self._connected
+        if pid != os.getpid():
+            fs, _ = _file_system(self.url, self.scheme)
+            self._connected = (os.getpid(), fs)
+        return fs
+
+    @fs.setter
+    def fs(self, fs: AsyncFileSystem) -> None:
+        self._connected = (os.getpid(), fs)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see the same objects."""
+        return self.scheme != "memory"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteStore, (self.url, self.read_only)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, RemoteStore)
+            and self.url == other.url
+            and self.read_only == other.read_only
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"RemoteStore({self.url!r})"
+
+    def with_read_only(self, read_only: bool = False) -> RemoteStore:
+        return RemoteStore(self.url, read_only)
+
+    def _path(self, key: str) -> str:
+        return f"{self.path.rstrip('/')}/{key}".rstrip("/")
+
+    async def _try(self, call: Callable[[], Awaitable[T]], patience: float = READ_PATIENCE) -> T:
+        _remember(asyncio.get_running_loop())
+        deadline = time.monotonic() + patience
+        for attempt in itertools.count():
+            try:
+                return await call()
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError, RemoteError):
+                raise
+            except Exception as error:
+                pause = min(0.1 * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1)
+                if not transient(error) or time.monotonic() + pause > deadline:
+                    # Not `from error`: texts of client libraries may hold what must not be shown.
+                    raise RemoteError(f"{self.url}: {sentence(error)}") from None
+                await asyncio.sleep(pause)
+        raise AssertionError
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        start, end = _limits(byte_range)
+        path = self._path(key)
+        try:
+            content = await self._try(lambda: self._cat(path, start, end))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return prototype.buffer.from_bytes(content)
+
+    async def _cat(self, path: str, start: int, end: int | None) -> bytes:
+        if self.scheme in _READ_ONLY:
+            from tracelab.trace.webreads import fetch
+
+            return await fetch(self.fs, path, start, end)
+        try:
+            # Without a range, s3fs asks for the size first.
+            content: bytes = await self.fs._cat_file(path, start=start, end=end)
+        except OSError as error:
+            # What S3 says of a range that begins behind the end, as in any empty object.
+            if "not satisfiable" in str(error):
+                return b""
+            raise
+        return content
+
+    async def get_partial_values(
+        self,
+        prototype: BufferPrototype,
+        key_ranges: Iterable[tuple[str, ByteRequest | None]],
+    ) -> list[Buffer | None]:
+        return list(
+            await asyncio.gather(*(self.get(key, prototype, limits) for key, limits in key_ranges))
+        )
+
+    async def exists(self, key: str) -> bool:
+        path = self._path(key)
+        try:
+            # A HEAD that finds nothing is followed by a listing in s3fs.
+            await self._try(lambda: self._cat(path, 0, 1))
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return False
+        return True
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        self._check_writable()
+        content = value.to_bytes()
+        path = self._path(key)
+        try:
+            await self._try(lambda: self.fs._pipe_file(path, content), WRITE_PATIENCE)
+        except FileNotFoundError as error:
+            raise RemoteError(f"{self.url}: {redacted(str(error)) or 'is not there'}") from None
+
+    async def delete(self, key: str) -> None:
+        self._check_writable()
+        await self._remove([self._path(key)])
+
+    async def delete_dir(self, prefix: str) -> None:
+        self._check_writable()
+        found = await self._sizes(prefix)
+        await self._remove(list(found))
+        # S3 answers a bulk removal with success, and lists what it did not remove in the answer.
+        left = await self._sizes(prefix) if found else {}
+        if left:
+            raise RemoteError(
+                f"{self.url}: {len(left)} objects could not be removed, {next(iter(left))!r} among "
+                "them; check the permission to delete"
+            )
+
+    async def clear(self) -> None:
+        await self.delete_dir("")
+
+    async def _remove(self, paths: list[str]) -> None:
+        bulk = getattr(self.fs, "_bulk_delete", None)
+        if bulk is not None:
+            for start in range(0, len(paths), 1000):
+                some = paths[start : start + 1000]
+                await self._try(lambda some=some: bulk(some))  # type: ignore[misc]
+            return
+        limit = asyncio.Semaphore(CONNECTIONS)
+
+        async def remove(path: str) -> None:
+            async with limit:
+                try:
+                    await self._try(lambda: self.fs._rm_file(path))
+                except FileNotFoundError:
+                    return
+
+        await asyncio.gather(*map(remove, paths))
+
+    async def is_empty(self, prefix: str) -> bool:
+        path = self._path(prefix)
+        try:
+            if self.scheme in _S3:
+                found = await self._try(lambda: self.fs._lsdir(path, max_items=1, delimiter=""))
+            else:
+                found = await self._try(lambda: self.fs._ls(path, detail=False))
+        except FileNotFoundError:
+            if self.scheme in _S3:
+                bucket = self.path.partition("/")[0]
+                raise UsageError(
+                    f"there is no bucket {bucket!r} for {self.url}; create it, or check the URL "
+                    "and the endpoint"
+                ) from None
+            return True
+        except NotADirectoryError:
+            return False
+        return not found
+
+    async def _sizes(self, prefix: str) -> dict[str, int]:
+        """Return the objects below a folder and their sizes; listed in pages of a thousand."""
+        path = self._path(prefix)
+        try:
+            found = await self._try(lambda: self.fs._find(path, detail=True, withdirs=False))
+        except FileNotFoundError:
+            return {}
+        return {
+            str(name): int(info.get("size") or 0)
+            for name, info in found.items()
+            if str(name).startswith(f"{path}/")
+        }
+
+    async def getsize_prefix(self, prefix: str) -> int:
+        return sum((await self._sizes(prefix)).values())
+
+    async def getsize(self, key: str) -> int:
+        path = self._path(key)
+        info = await self._try(lambda: self.fs._info(path))
+        return int(info["size"])
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        for name in await self._sizes(prefix):
+            yield name.removeprefix(f"{self.path.rstrip('/')}/")
+
+    async def list(self) -> AsyncIterator[str]:
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        path = self._path(prefix)
+        try:
+            found = await self._try(lambda: self.fs._ls(path, detail=False))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in found:
+            inside = str(name).rstrip("/").removeprefix(f"{path}/")
+            # A folder's own marker object is listed in it.
+            if inside and inside != path:
+                yield inside
+
+
+def _limits(byte_range: ByteRequest | None) -> tuple[int, int | None]:
+    if byte_range is None:
+        return 0, None
+    if isinstance(byte_range, RangeByteRequest):
+        return byte_range.start, byte_range.end
+    if isinstance(byte_range, OffsetByteRequest):
+        return byte_range.offset, None
+    if isinstance(byte_range, SuffixByteRequest):
+        return -byte_range.suffix, None
+    raise TypeError(f"unknown byte range {byte_range!r}")
+
+
+def _file_system(url: str, scheme: str) -> tuple[AsyncFileSystem, str]:
+    from fsspec import url_to_fs
+    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+    options: dict[str, Any] = {"asynchronous": True, "use_listings_cache": False}
+    if scheme in _S3:
+        options["config_kwargs"] = {
+            "read_timeout": ANSWER_SECONDS,
+            "max_pool_connections": CONNECTIONS,
+        }
+    try:
+        fs, path = url_to_fs(url, **options)
+    except ImportError as error:
+        if scheme in _S3:
+            raise MissingExtraError("s3fs", "s3", f"reading {url!r}") from None
+        raise UsageError(
+            f"reading {url!r} needs a package that is not installed: {error}"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"no trace can be opened at {url!r}: {redacted(str(error))}") from None
+    if scheme in _S3:
+        # Repeating is botocore's business, and after it `_try`'s; each on top of the other would
+        # take minutes to find that nothing listens.
+        fs.retries = 1
+    return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=True)), path
+
+
+_EPOLL: Any = getattr(selectors, "EpollSelector", ())
+_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+def _remember(loop: asyncio.AbstractEventLoop) -> None:
+    if loop not in _loops:
+        _loops.add(loop)
+
+
+def _part_from_parent() -> None:
+    """Give event loops that a fork copied a selector of their own.
+
+    Linux shares an epoll instance between parent and child: a connection that the child's garbage
+    collector closes would be forgotten by the parent's loop, which then waits for it in vain.
+    """
+    for loop in list(_loops):
+        selector: Any = getattr(loop, "_selector", None)
+        if isinstance(selector, _EPOLL):
+            fresh = select.epoll()
+            os.dup2(fresh.fileno(), selector.fileno())
+            fresh.close()
+    _loops.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part_from_parent)
