@@ -19,7 +19,16 @@ from tracelab.errors import TraceError
 from tracelab.trace.locations import Location
 from tracelab.trace.schema import DTYPES, FORMAT, FORMAT_VERSION, NAME
 
-__all__ = ["Group", "Snapshot", "is_trace", "take"]
+__all__ = [
+    "MAX_DOCUMENT_BYTES",
+    "ROOT",
+    "Group",
+    "Snapshot",
+    "check_array",
+    "groups_of",
+    "is_trace",
+    "take",
+]
 
 ROOT = "zarr.json"
 MAX_DOCUMENT_BYTES = 2**28
@@ -87,7 +96,7 @@ def take(location: Location) -> Snapshot:
         members = document["consolidated_metadata"]["metadata"]
         if not isinstance(attributes["run"], str) or not isinstance(attributes["state"], str):
             raise TypeError("run and state must be texts")
-        return Snapshot(attributes, _groups(members))
+        return Snapshot(attributes, groups_of(members))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise TraceError(
@@ -116,7 +125,14 @@ def _root(location: Location) -> dict[str, Any]:
     return document
 
 
-def _groups(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
+def groups_of(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
+    """Return the groups that documents declare, by path.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If they declare what no trace holds.
+    """
     groups = {}
     arrays: dict[str, dict[str, Mapping[str, Any]]] = {}
     for path, document in sorted(members.items()):

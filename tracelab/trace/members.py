@@ -1,0 +1,228 @@
+"""What lies in a trace beside its rows: documents, results, the traces of ranks, leftovers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from tracelab.trace.damage import Damage, Labels, describe
+from tracelab.trace.locations import Location
+from tracelab.trace.shardform import form
+from tracelab.trace.snapshot import MAX_DOCUMENT_BYTES, ROOT, Group, Snapshot
+from tracelab.trace.sources import UnreadableError, names, opened
+
+__all__ = [
+    "RESULTS",
+    "WORKERS",
+    "check_documents",
+    "check_results",
+    "document_at",
+    "entries",
+    "leftovers",
+    "of_group",
+    "ranks",
+    "result_paths",
+]
+
+RESULTS, WORKERS = "results", "workers"
+_RANK = re.compile(r"rank-([0-9]{3,9})")
+_LISTED = 1000
+
+
+def entries(location: Location, prefix: str = "") -> list[str]:
+    """Return the names directly below a group, sorted."""
+    if location.folder is None:
+        return sorted(name.rstrip("/") for name in sync(_names(location, prefix)))
+    try:
+        return sorted(entry.name for entry in (location.folder / prefix).iterdir())
+    except OSError:
+        return []
+
+
+async def _names(location: Location, prefix: str) -> list[str]:
+    return [name async for name in location.store.list_dir(prefix)]
+
+
+def document_at(location: Location, path: str) -> dict[str, Any] | str:
+    """Return the document of a group or an array, or why it cannot be read."""
+    key = f"{path}/{ROOT}".lstrip("/")
+    try:
+        with opened(location, key) as source:
+            if source is None:
+                return "it is missing"
+            if source.size > MAX_DOCUMENT_BYTES:
+                return f"it has {source.size} bytes"
+            content = np.empty(source.size, dtype=np.uint8)
+            source.read(0, content)
+    except UnreadableError as error:
+        return f"it cannot be read: {error}"
+    try:
+        found = json.loads(content.tobytes())
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else "it is not a JSON object"
+
+
+def of_group(group: Group, kind: str, reason: str) -> Damage:
+    """Return a damage of a whole group."""
+    return Damage(group.name, "", ROOT, None, kind, None, None, (), None, reason)
+
+
+def check_documents(location: Location, group: Group, *, complete: bool) -> list[Damage]:
+    """Return which documents of a group and its arrays do not agree with the root document.
+
+    Parameters
+    ----------
+    location : Location
+        The trace.
+    group : Group
+        What the root document says.
+    complete : bool
+        Whether the recording ended. Until then arrays may hold rows that are not committed yet.
+    """
+    found = []
+    own = document_at(location, group.name)
+    if isinstance(own, str):
+        found.append(of_group(group, "document", own))
+    elif own.get("node_type") != "group":
+        found.append(of_group(group, "document", "it is no group's"))
+    for name, declared in group.arrays.items():
+        own = document_at(location, f"{group.name}/{name}")
+        reason = own if isinstance(own, str) else _difference(declared, own, complete=complete)
+        if reason is not None:
+            found.append(
+                describe(
+                    group, name, Labels(), kind="document", reason=reason, shard=ROOT, spans=None
+                )
+            )
+    return found
+
+
+def _difference(
+    declared: Mapping[str, Any], own: Mapping[str, Any], *, complete: bool
+) -> str | None:
+    for key, wanted in declared.items():
+        if key == "shape":
+            continue
+        if own.get(key) != wanted:
+            return f"its {key} is not that of the root document"
+    shape = own.get("shape")
+    wanted = declared["shape"]
+    if not isinstance(shape, list) or len(shape) != len(wanted):
+        return "its shape is not that of the root document"
+    rows = declared["dimension_names"][:1] == ["step"]
+    ahead = (
+        rows
+        and not complete
+        and isinstance(shape[0], int)
+        and shape[0] >= wanted[0]
+        and shape[1:] == wanted[1:]
+    )
+    return None if shape == wanted or ahead else "its shape is not that of the root document"
+
+
+def result_paths(location: Location) -> Iterator[tuple[str, bool]]:
+    """Yield the path of every group that holds a result, and whether it is finished."""
+    for analysis in entries(location, RESULTS):
+        for key in entries(location, f"{RESULTS}/{analysis}"):
+            if key == ROOT:
+                continue
+            path = f"{RESULTS}/{analysis}/{key}"
+            document = document_at(location, path)
+            finished = isinstance(document, dict) and "consolidated_metadata" in document
+            yield path, finished and not key.startswith(".")
+
+
+def check_results(location: Location) -> list[Damage]:
+    """Return which finished results cannot be read."""
+    found = []
+    for path, finished in result_paths(location):
+        if not finished:
+            continue
+        reason = _unreadable(location, path)
+        # Looked at again: a job may have replaced it meanwhile.
+        if reason is not None and (path, True) in set(result_paths(location)):
+            reason = _unreadable(location, path)
+            if reason is not None:
+                found.append(Damage(path, "", "", None, "result", None, None, (), None, reason))
+    return found
+
+
+def _unreadable(location: Location, path: str) -> str | None:
+    try:
+        group = zarr.open_group(location.store, path=path, mode="r", use_consolidated=True)
+        for name, member in group.members():
+            if isinstance(member, zarr.Array):
+                for part in _parts(member):
+                    try:
+                        member[part]
+                    except Exception as error:
+                        return f"{name} cannot be read: {type(error).__name__}: {error}"
+    except Exception as error:
+        # Whatever zarr and a codec raise at garbage.
+        return f"it cannot be read: {type(error).__name__}: {error}"
+    return None
+
+
+def _parts(array: Any) -> Iterator[tuple[slice, ...]]:
+    """Yield the chunks of an array as slices."""
+    extents = getattr(array, "shards", None) or array.chunks
+    counts = [math.ceil(size / part) for size, part in zip(array.shape, extents, strict=True)]
+    for place in np.ndindex(*counts):
+        yield tuple(
+            slice(each * part, (each + 1) * part) for each, part in zip(place, extents, strict=True)
+        )
+
+
+def ranks(location: Location) -> dict[int, str]:
+    """Return the path of the trace of each rank."""
+    found = {}
+    for name in entries(location, WORKERS):
+        match = _RANK.fullmatch(name)
+        if match is not None:
+            found[int(match[1])] = f"{WORKERS}/{name}"
+    return dict(sorted(found.items()))
+
+
+def leftovers(location: Location, snapshot: Snapshot) -> tuple[str, ...]:
+    """Return the objects that belong to no committed row and no finished result."""
+    found = []
+    for name in entries(location):
+        if name in snapshot.groups:
+            found += [f"{name}/{key}" for key in _uncommitted(location, snapshot.groups[name])]
+        elif name not in (ROOT, RESULTS, WORKERS) and not name.startswith("."):
+            found.append(name)
+        if len(found) >= _LISTED:
+            return tuple(found[:_LISTED])
+    found += [path for path, finished in result_paths(location) if not finished]
+    return tuple(found[:_LISTED])
+
+
+def _uncommitted(location: Location, group: Group) -> Iterator[str]:
+    forms = {name: form(document) for name, document in group.arrays.items()}
+    for key in names(location, group.name):
+        array, _, inside = key.partition("/")
+        if key == ROOT or (inside == ROOT and array in forms):
+            continue
+        stored = forms.get(array)
+        if array in forms and (stored is None or _belongs(stored.key, inside, stored)):
+            continue
+        yield key
+
+
+def _belongs(key: Any, inside: str, stored: Any) -> bool:
+    numbers = inside.split(stored.separator)[1:]
+    if len(numbers) != len(stored.shape) or not all(map(str.isdecimal, numbers)):
+        return False
+    place = tuple(map(int, numbers))
+    counts = (-(-size // part) for size, part in zip(stored.shape, stored.shard, strict=True))
+    return key(place) == inside and all(
+        each < count for each, count in zip(place, counts, strict=True)
+    )

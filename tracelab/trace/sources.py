@@ -1,0 +1,176 @@
+"""Objects of a location as things that can be read piece by piece, wherever they are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from zarr.abc.store import RangeByteRequest, Store
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from tracelab.trace.locations import Location
+
+__all__ = ["Bytes", "Source", "UnreadableError", "names", "opened"]
+
+Bytes = npt.NDArray[np.uint8]
+
+# An object up to this size comes in one request, and so in one version.
+_WHOLE = 128 * 2**20
+# Never waits for a pipe, and never follows a link out of the trace.
+_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("CLOEXEC", "NOFOLLOW", "NONBLOCK"))
+
+
+class UnreadableError(Exception):
+    """An object is there and cannot be read, and why."""
+
+
+class Source(Protocol):
+    """An object, of one version, as far as its location can promise that."""
+
+    size: int
+
+    def read(self, offset: int, into: Bytes) -> None:
+        """Fill an array with the bytes from `offset` on.
+
+        Raises
+        ------
+        UnreadableError
+            If they cannot be read.
+        """
+
+
+class _File:
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.size = size
+        self._descriptor = descriptor
+
+    def read(self, offset: int, into: Bytes) -> None:
+        view = memoryview(into)
+        while view:
+            try:
+                count = os.preadv(self._descriptor, [view], offset)
+            except OSError as error:
+                raise UnreadableError(str(error.strerror)) from None
+            if count == 0:
+                raise UnreadableError("it became shorter while it was read")
+            view = view[count:]
+            offset += count
+
+
+class _Memory:
+    def __init__(self, content: bytes) -> None:
+        self.size = len(content)
+        self._content = np.frombuffer(content, np.uint8)
+
+    def read(self, offset: int, into: Bytes) -> None:
+        into[:] = self._content[offset : offset + into.size]
+
+
+class _Ranges:
+    def __init__(self, store: Store, key: str, size: int) -> None:
+        self.size = size
+        self._store = store
+        self._key = key
+
+    def read(self, offset: int, into: Bytes) -> None:
+        content = _get(self._store, self._key, RangeByteRequest(offset, offset + into.size))
+        if content is None or len(content) != into.size:
+            raise UnreadableError("it became shorter while it was read")
+        into[:] = np.frombuffer(content, np.uint8)
+
+
+def _get(store: Store, key: str, part: RangeByteRequest | None) -> bytes | None:
+    try:
+        found = sync(store.get(key, default_buffer_prototype(), part))
+    except Exception as error:
+        # Every store has errors of its own.
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+    return None if found is None else found.to_bytes()
+
+
+@contextmanager
+def opened(location: Location, key: str, *, follow: bool = False) -> Iterator[Source | None]:
+    """Open an object for reading; None if it is not there.
+
+    Parameters
+    ----------
+    location : Location
+        A trace's location.
+    key : str
+        Path of the object inside.
+    follow : bool
+        Whether to read what a symbolic link in its place names.
+
+    Raises
+    ------
+    UnreadableError
+        If it is there and cannot be read: no permission, a directory, a link, a failing disk.
+    """
+    if location.folder is None:
+        yield _object(location.store, key)
+        return
+    descriptor = _descriptor(location.folder / key, follow=follow)
+    if descriptor is None:
+        yield None
+        return
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableError("there is no plain file in its place")
+        yield _File(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
+
+
+def _object(store: Store, key: str) -> Source | None:
+    try:
+        size = sync(store.getsize(key))
+    except (FileNotFoundError, KeyError):
+        return None
+    except Exception as error:
+        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+    if size > _WHOLE:
+        return _Ranges(store, key, size)
+    content = _get(store, key, None)
+    return None if content is None else _Memory(content)
+
+
+def _descriptor(path: Path, *, follow: bool) -> int | None:
+    try:
+        return os.open(path, _FLAGS & ~getattr(os, "O_NOFOLLOW", 0) if follow else _FLAGS)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        if error.errno == errno.ELOOP:
+            raise UnreadableError("there is a symbolic link in its place") from None
+        raise UnreadableError(str(error.strerror)) from None
+
+
+def names(location: Location, prefix: str) -> list[str]:
+    """Return the keys of all objects below a group or an array, relative to it, sorted."""
+    if location.folder is None:
+        return sorted(sync(_listed(location.store, prefix)))
+    top = location.folder / prefix
+    found: list[str] = []
+    for parent, folders, files in os.walk(top):
+        inside = os.path.relpath(parent, top).replace(os.sep, "/")
+        start = "" if inside == "." else f"{inside}/"
+        # A link to a folder is listed as what it is, not entered.
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        found += [f"{start}{name}" for name in (*files, *links)]
+    return sorted(found)
+
+
+async def _listed(store: Store, prefix: str) -> list[str]:
+    start = f"{prefix}/" if prefix else ""
+    return [key.removeprefix(start) async for key in store.list_prefix(start)]
