@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -123,18 +122,28 @@ class Location:
             for name in names
         )
 
-    def clear(self) -> None:
-        """Remove everything, the root document first: a half-removed trace is no trace."""
+    def clear(self, keep: Path | None = None) -> None:
+        """Remove everything, the root document first: a half-removed trace is no trace.
+
+        Parameters
+        ----------
+        keep : Path, optional
+            A file that stays, with the folders it is in.
+        """
         if self.folder is None:
             sync(self.store.delete("zarr.json"))
             sync(self.store.clear())
             return
-        (self.folder / "zarr.json").unlink()
-        for entry in self.folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+        (self.folder / "zarr.json").unlink(missing_ok=True)
+        kept = {keep, *(() if keep is None else keep.parents)}
+        for parent, folders, files in os.walk(self.folder, topdown=False):
+            for path in (Path(parent, name) for name in files + folders):
+                if path in kept:
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    path.rmdir()
+                else:
+                    path.unlink()
 
     def sink(self) -> Sink:
         """Return what the writer stores through.

@@ -1,0 +1,78 @@
+"""Traces of the ranks of one job: ordinary traces inside the trace of the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from tracelab.errors import NotRecordedError, UsageError
+from tracelab.trace import documents
+from tracelab.trace.locations import Location, Sink
+from tracelab.trace.members import WORKERS
+
+if TYPE_CHECKING:
+    from tracelab.trace.reader import Trace
+
+__all__ = ["Ranks", "begin_workers", "place"]
+
+MAX_RANK = 10**6
+
+
+class Ranks(Mapping[int, "Trace"]):
+    """Traces of ranks by their number; each is opened when first asked for.
+
+    Parameters
+    ----------
+    found : tuple of int
+        The ranks there are.
+    load : callable
+        Opens the trace of one.
+    """
+
+    def __init__(self, found: tuple[int, ...], load: Callable[[int], Trace]) -> None:
+        self._found = found
+        self._load = load
+        self._opened: dict[int, Trace] = {}
+
+    def __getitem__(self, rank: int) -> Trace:
+        if rank not in self._found:
+            have = ", ".join(map(str, self._found)) or "none"
+            raise NotRecordedError(f"this trace has no rank {rank!r}; ranks: {have}")
+        if rank not in self._opened:
+            self._opened[rank] = self._load(rank)
+        return self._opened[rank]
+
+    def __contains__(self, rank: object) -> bool:
+        return rank in self._found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return f"<tracelab.Ranks: {', '.join(map(str, self._found)) or 'none'}>"
+
+
+def place(location: Location, rank: int, world_size: int | None) -> Location:
+    """Return where the trace of a rank is.
+
+    Raises
+    ------
+    UsageError
+        If the rank is no number of a rank.
+    """
+    if (
+        isinstance(rank, bool)
+        or not isinstance(rank, int)
+        or not 0 <= rank < (world_size or MAX_RANK)
+    ):
+        below = f"below world_size={world_size}" if world_size else f"below {MAX_RANK}"
+        raise UsageError(f"rank must be an integer of at least 0 and {below}, got {rank!r}")
+    return location.at(f"{WORKERS}/rank-{rank:03d}")
+
+
+def begin_workers(sink: Sink) -> None:
+    """Store what makes the ranks' folder a group, for readers that list the store."""
+    sink.put(f"{WORKERS}/zarr.json", [documents.dump(documents.group({}))])
