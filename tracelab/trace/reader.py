@@ -114,7 +114,8 @@ class Trace:
         return self
 
     def _dataset(self, name: str) -> xr.Dataset:
-        return dataset(self._location, self.run, self._snapshot.groups[name])
+        version = f"{self.run}.{self._snapshot.attrs.get('generation', 0)}"
+        return dataset(self._location, version, self._snapshot.groups[name])
 
     @property
     def attrs(self) -> dict[str, Any]:

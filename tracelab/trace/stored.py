@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.storage import StorePath
 
+from tracelab.trace.arrays import open_array
 from tracelab.trace.locations import Location
-from tracelab.trace.shardfile import Shards, readable
 from tracelab.typing import Array
 
 __all__ = ["Stored", "chunk_of", "stored"]
@@ -65,18 +63,12 @@ def chunk_of(document: Mapping[str, Any]) -> tuple[int, ...]:
 
 def stored(location: Location, group: str, name: str, document: Mapping[str, Any]) -> Stored:
     """Return an array of a trace; nothing is read."""
-    path = f"{group}/{name}"
-    source: Any
-    if location.folder is not None and readable(document):
-        source = Shards.of(location.folder, path, document)
-    else:
-        metadata: Any = dict(document)
-        source = zarr.Array(zarr.AsyncArray(metadata, StorePath(location.store, path)))
+    source = open_array(location, f"{group}/{name}", document)
     return Stored(
         dims=tuple(document["dimension_names"]),
         shape=tuple(document["shape"]),
         chunk=chunk_of(document),
-        dtype=np.dtype(source.dtype),
+        dtype=source.dtype,
         units=document["attributes"].get("units"),
         source=source,
     )
