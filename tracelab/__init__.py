@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tracelab.trace import Writer as Writer
     from tracelab.trace import create as create
     from tracelab.trace import open as open
+    from tracelab.trace.hdf5 import export_hdf5 as export_hdf5
+    from tracelab.trace.hdf5 import import_hdf5 as import_hdf5
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ __all__ = [
     "analyze",
     "attach",
     "create",
+    "export_hdf5",
+    "import_hdf5",
     "log_spaced",
     "open",
     "open_runs",
@@ -54,6 +58,8 @@ _HOMES = {
     "Writer": "tracelab.trace",
     "analyze": "tracelab.jobs",
     "create": "tracelab.trace",
+    "export_hdf5": "tracelab.trace.hdf5",
+    "import_hdf5": "tracelab.trace.hdf5",
     "log_spaced": "tracelab.schedule",
     "open": "tracelab.trace",
     "open_runs": "tracelab.runs",

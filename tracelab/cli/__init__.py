@@ -15,6 +15,7 @@ from tracelab.cli.analyze import analyze
 from tracelab.cli.console import Console
 from tracelab.cli.demo import demo
 from tracelab.cli.exits import Program
+from tracelab.cli.export import export, import_
 from tracelab.cli.info import info
 from tracelab.cli.report import report
 from tracelab.cli.results import results
@@ -42,5 +43,5 @@ def main(ctx: click.Context, quiet: bool, verbose: int) -> None:
     ctx.call_on_close(console.start_logging())
 
 
-for command in (demo, info, analyses, analyze, results, report, runs, compare):
+for command in (demo, info, analyses, analyze, results, report, runs, compare, export, import_):
     main.add_command(command)

@@ -174,7 +174,9 @@ def _target(file: str | os.PathLike[str], overwrite: bool) -> Path:
             f"{path} exists and is not an HDF5 file, so it is left alone; choose another path"
         )
     if not overwrite:
-        raise UsageError(f"there is a file {path}; choose another path or pass overwrite=True")
+        raise UsageError(
+            f"there is a file {path}; choose another path or replace it: overwrite=True, --force"
+        )
     # What a link names is replaced, not the link.
     return path.resolve()
 
@@ -223,7 +225,8 @@ def _check_room(location: Location, overwrite: bool) -> None:
         )
     if not overwrite:
         raise UsageError(
-            f"there is a trace at {location.name}; choose another path or pass overwrite=True"
+            f"there is a trace at {location.name}; choose another path or replace it: "
+            "overwrite=True, --force"
         )
 
 
