@@ -1,4 +1,4 @@
-"""What reads an array of a trace: our own reader in folders, zarr-python everywhere else."""
+"""What reads an array of a trace: our own reader in folders and behind URLs, else zarr-python."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import numpy as np
 from tracelab.errors import DamagedError, TracelabError
 from tracelab.trace.bfloat16 import decode
 from tracelab.trace.locations import Location
+from tracelab.trace.remote import RemoteStore
+from tracelab.trace.remoteshards import RemoteShards
 from tracelab.trace.schema import BFLOAT16
 from tracelab.trace.shardfile import Shards, readable
+from tracelab.trace.shardform import form
 from tracelab.typing import Array
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ def open_array(location: Location, path: str, document: Mapping[str, Any]) -> Re
     found: Readable
     if location.folder is not None and readable(document):
         found = Shards.of(location.folder, path, document)
+    elif isinstance(location.store, RemoteStore) and (known := form(document)) is not None:
+        found = RemoteShards(location.store, location.name, path, known)
     else:
         found = _ByZarr(location.store, location.name, path, document)
     if document["attributes"].get("stored_dtype") == BFLOAT16 and found.dtype == np.uint16:

@@ -11,10 +11,7 @@ import asyncio
 import itertools
 import os
 import random
-import select
-import selectors
 import time
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -27,56 +24,30 @@ from zarr.abc.store import (
 )
 from zarr.storage import FsspecStore
 
-from tracelab.errors import MissingExtraError, UsageError
+from tracelab.errors import UsageError
+from tracelab.trace.remoteclients import (
+    CONNECTIONS,
+    READ_ONLY,
+    S3,
+    check_url,
+    file_system,
+    remember,
+)
 from tracelab.trace.remotefaults import RemoteError, redacted, sentence, transient
 
 if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
     from zarr.core.buffer import Buffer, BufferPrototype
 
-__all__ = ["RemoteStore", "check_url"]
+__all__ = ["RemoteStore"]
 
 T = TypeVar("T")
-
-_S3 = ("s3", "s3a")
-_READ_ONLY = ("http", "https")
-# What names the bucket before the host is no secret: abfs://container@account.dfs...
-_CONTAINER_AT_HOST = ("abfs", "abfss", "az", "adl", "wasb", "wasbs")
 
 # The client library repeats a request a few times by itself (for S3: AWS_MAX_ATTEMPTS). After
 # that a reader gives up soon, a recorder waits for a network to come back.
 READ_PATIENCE = 5.0
 WRITE_PATIENCE = 60.0
 LONGEST_PAUSE = 5.0
-# Without an answer for so long, a request is repeated.
-ANSWER_SECONDS = 20
-CONNECTIONS = 32
-
-
-def check_url(url: str) -> None:
-    """Refuse a URL that carries credentials; the message does not repeat them.
-
-    Raises
-    ------
-    UsageError
-        If there are a user and a password, or a query, in it, or it names no place.
-    """
-    parts = urlsplit(url)
-    scheme = parts.scheme or "URL"
-    user = parts.netloc.rpartition("@")[0]
-    if ":" in user or (user and parts.scheme not in _CONTAINER_AT_HOST):
-        raise UsageError(
-            f"the {scheme} URL of a trace holds a user name or password; leave them out and give "
-            "credentials in the usual places (environment variables, ~/.aws, roles)"
-        )
-    if "?" in url:
-        raise UsageError(
-            f"the {scheme} URL of a trace has a query ('?...'), where keys and signatures are "
-            "often put; leave it out and give credentials in the usual places (environment "
-            "variables, ~/.aws, roles)"
-        )
-    if not (parts.netloc or parts.path.strip("/")):
-        raise UsageError(f"{url!r} names no bucket or host")
 
 
 class RemoteStore(FsspecStore):
@@ -105,9 +76,10 @@ class RemoteStore(FsspecStore):
         check_url(url)
         self.url = url
         self.scheme = urlsplit(url).scheme
-        fs, path = _file_system(url, self.scheme)
+        fs, path = file_system(url, self.scheme)
         self._connected = (os.getpid(), fs)
-        only = self.scheme in _READ_ONLY
+        self._given_up = False
+        only = self.scheme in READ_ONLY
         super().__init__(fs, read_only=only if read_only is None else read_only, path=path)
 
     @property
@@ -115,7 +87,7 @@ class RemoteStore(FsspecStore):
         """The file system; another one after a fork, because connections cannot be shared."""
         pid, fs = self._connected
         if pid != os.getpid():
-            fs, _ = _file_system(self.url, self.scheme)
+            fs, _ = file_system(self.url, self.scheme)
             self._connected = (os.getpid(), fs)
         return fs
 
@@ -153,7 +125,7 @@ class RemoteStore(FsspecStore):
         return f"{self.path.rstrip('/')}/{key}".rstrip("/")
 
     async def _try(self, call: Callable[[], Awaitable[T]], patience: float = READ_PATIENCE) -> T:
-        _remember(asyncio.get_running_loop())
+        remember(asyncio.get_running_loop())
         deadline = time.monotonic() + patience
         for attempt in itertools.count():
             try:
@@ -180,7 +152,7 @@ class RemoteStore(FsspecStore):
         return prototype.buffer.from_bytes(content)
 
     async def _cat(self, path: str, start: int, end: int | None) -> bytes:
-        if self.scheme in _READ_ONLY:
+        if self.scheme in READ_ONLY:
             from tracelab.trace.webreads import fetch
 
             return await fetch(self.fs, path, start, end)
@@ -216,10 +188,16 @@ class RemoteStore(FsspecStore):
         self._check_writable()
         content = value.to_bytes()
         path = self._path(key)
+        patience = 0.0 if self._given_up else WRITE_PATIENCE
         try:
-            await self._try(lambda: self.fs._pipe_file(path, content), WRITE_PATIENCE)
-        except FileNotFoundError as error:
-            raise RemoteError(f"{self.url}: {redacted(str(error)) or 'is not there'}") from None
+            await self._try(lambda: self.fs._pipe_file(path, content), patience)
+        except (FileNotFoundError, RemoteError) as error:
+            # Whoever waited in vain once, a writer that ends for instance, does not wait again.
+            self._given_up = True
+            if isinstance(error, RemoteError):
+                raise
+            raise RemoteError(f"{self.url}: {redacted(str(error))}") from None
+        self._given_up = False
 
     async def delete(self, key: str) -> None:
         self._check_writable()
@@ -261,12 +239,12 @@ class RemoteStore(FsspecStore):
     async def is_empty(self, prefix: str) -> bool:
         path = self._path(prefix)
         try:
-            if self.scheme in _S3:
+            if self.scheme in S3:
                 found = await self._try(lambda: self.fs._lsdir(path, max_items=1, delimiter=""))
             else:
                 found = await self._try(lambda: self.fs._ls(path, detail=False))
         except FileNotFoundError:
-            if self.scheme in _S3:
+            if self.scheme in S3:
                 bucket = self.path.partition("/")[0]
                 raise UsageError(
                     f"there is no bucket {bucket!r} for {self.url}; create it, or check the URL "
@@ -329,58 +307,3 @@ def _limits(byte_range: ByteRequest | None) -> tuple[int, int | None]:
     if isinstance(byte_range, SuffixByteRequest):
         return -byte_range.suffix, None
     raise TypeError(f"unknown byte range {byte_range!r}")
-
-
-def _file_system(url: str, scheme: str) -> tuple[AsyncFileSystem, str]:
-    from fsspec import url_to_fs
-    from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-
-    options: dict[str, Any] = {"asynchronous": True, "use_listings_cache": False}
-    if scheme in _S3:
-        options["config_kwargs"] = {
-            "read_timeout": ANSWER_SECONDS,
-            "max_pool_connections": CONNECTIONS,
-        }
-    try:
-        fs, path = url_to_fs(url, **options)
-    except ImportError as error:
-        if scheme in _S3:
-            raise MissingExtraError("s3fs", "s3", f"reading {url!r}") from None
-        raise UsageError(
-            f"reading {url!r} needs a package that is not installed: {error}"
-        ) from None
-    except ValueError as error:
-        raise UsageError(f"no trace can be opened at {url!r}: {redacted(str(error))}") from None
-    if scheme in _S3:
-        # Repeating is botocore's business, and after it `_try`'s; each on top of the other would
-        # take minutes to find that nothing listens.
-        fs.retries = 1
-    return (fs if fs.async_impl else AsyncFileSystemWrapper(fs, asynchronous=True)), path
-
-
-_EPOLL: Any = getattr(selectors, "EpollSelector", ())
-_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-
-
-def _remember(loop: asyncio.AbstractEventLoop) -> None:
-    if loop not in _loops:
-        _loops.add(loop)
-
-
-def _part_from_parent() -> None:
-    """Give event loops that a fork copied a selector of their own.
-
-    Linux shares an epoll instance between parent and child: a connection that the child's garbage
-    collector closes would be forgotten by the parent's loop, which then waits for it in vain.
-    """
-    for loop in list(_loops):
-        selector: Any = getattr(loop, "_selector", None)
-        if isinstance(selector, _EPOLL):
-            fresh = select.epoll()
-            os.dup2(fresh.fileno(), selector.fileno())
-            fresh.close()
-    _loops.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_part_from_parent)

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import google_crc32c
 import numpy as np
@@ -24,7 +24,8 @@ from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
 from tracelab.trace.shardform import Form, Piece, form, select
 from tracelab.typing import Array, IntArray
 
-__all__ = ["Flaw", "Shards", "check", "read", "readable"]
+__all__ = ["Bytes", "Flaw", "Shards", "check", "chunk_name", "entries", "index_bytes"]
+__all__ += ["place", "read", "readable"]
 
 # As zarr-python does: Blosc's own threads are shared by the process.
 blosc.use_threads = False
@@ -45,6 +46,23 @@ MAX_ROWS = 2**9
 TEXT_BYTES = 2**26
 
 Cells: TypeAlias = tuple[Piece, ...]
+
+
+class Bytes(Protocol):
+    """The bytes of a shard: a file, or what was fetched of an object."""
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+
+    def read_into(self, buffers: Sequence[Any], offset: int) -> None:
+        """Fill contiguous buffers from an offset on.
+
+        Raises
+        ------
+        UnusableError
+            If there are fewer bytes, or they cannot be read.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +181,8 @@ class Shards:
                     where = f" shard {key}"
                     inside = [of[place] for of, place in zip(pieces, shard, strict=True)]
                     with folder.open(key) as file:
-                        for cells, reason in _place(file, self.stored, inside, values):
-                            where += f", chunk {_name(_position(self.stored, shard, cells))}"
+                        for cells, reason in place(file, self.stored, inside, values):
+                            where += f", chunk {chunk_name(self.stored, shard, cells)}"
                             raise UnusableError(reason)
         except UnusableError as flaw:
             raise DamagedError(
@@ -199,16 +217,16 @@ def check(
     """
     stored = _form(os.fspath(path), document)
     pieces = []
-    for place, size, whole, part in zip(
+    for number, size, whole, part in zip(
         shard, stored.shape, stored.shard, stored.chunk, strict=True
     ):
-        starts = range(place * whole, min(size, (place + 1) * whole), part)
+        starts = range(number * whole, min(size, (number + 1) * whole), part)
         # Each chunk is put at the same place: nobody looks at the values.
         spans = [slice(0, min(part, size - start)) for start in starts]
         pieces.append([Piece(cell, span, span) for cell, span in enumerate(spans)])
     try:
         with File.at(path) as file:
-            found = _place(file, stored, pieces, np.empty(stored.chunk, stored.dtype))
+            found = place(file, stored, pieces, np.empty(stored.chunk, stored.dtype))
             return [Flaw(_position(stored, shard, cells), reason) for cells, reason in found]
     except UnusableError as flaw:
         return [Flaw(None, str(flaw))]
@@ -228,12 +246,13 @@ def _position(stored: Form, shard: Sequence[int], cells: Cells) -> tuple[int, ..
     )
 
 
-def _name(position: Sequence[int]) -> str:
-    return ".".join(map(str, position)) or "0"
+def chunk_name(stored: Form, shard: Sequence[int], cells: Cells) -> str:
+    """Return what messages call a chunk: its position among all chunks of the array."""
+    return ".".join(map(str, _position(stored, shard, cells))) or "0"
 
 
-def _place(
-    file: File, stored: Form, pieces: Sequence[Sequence[Piece]], values: Array
+def place(
+    file: Bytes, stored: Form, pieces: Sequence[Sequence[Piece]], values: Array
 ) -> Iterator[tuple[Cells, str]]:
     """Put the chosen pieces of a shard where they belong; yield those that cannot be read.
 
@@ -245,9 +264,9 @@ def _place(
     run: list[tuple[Cells, int, int]] = []
     end = 0
     memory = _Memory()
-    limit = file.size - (_index_bytes(stored) if stored.indexed else 0)
+    limit = file.size - (index_bytes(stored) if stored.indexed else 0)
     for cells, (offset, length) in zip(
-        itertools.product(*pieces), _entries(file, stored, pieces), strict=True
+        itertools.product(*pieces), entries(file, stored, pieces), strict=True
     ):
         if offset == length == _MISSING:
             values[tuple(piece.outside for piece in cells)] = stored.fill
@@ -280,12 +299,13 @@ def _misfit(stored: Form, offset: int, length: int, limit: int) -> str | None:
     return None
 
 
-def _index_bytes(stored: Form) -> int:
+def index_bytes(stored: Form) -> int:
+    """Return how many bytes at the end of a shard are its index."""
     return _ENTRY_BYTES * math.prod(stored.cells) + _CRC_BYTES
 
 
-def _entries(
-    file: File, stored: Form, pieces: Sequence[Sequence[Piece]]
+def entries(
+    file: Bytes, stored: Form, pieces: Sequence[Sequence[Piece]]
 ) -> Iterator[tuple[int, int]]:
     """Yield offset and length of the chosen chunks, once the whole index has proved right."""
     if not stored.indexed:
@@ -296,7 +316,7 @@ def _entries(
         flat = np.add.outer(flat * count, [piece.cell for piece in along])
     flat = flat.ravel()
     found = np.empty((flat.size, 2), np.uint64)
-    nbytes = _index_bytes(stored)
+    nbytes = index_bytes(stored)
     start = file.size - nbytes
     if start < 0:
         raise UnusableError(f"has {file.size} bytes, its index alone has {nbytes}")
@@ -341,7 +361,7 @@ class _Memory:
 
 
 def _load(
-    file: File,
+    file: Bytes,
     stored: Form,
     run: Sequence[tuple[Cells, int, int]],
     values: Array,
@@ -392,7 +412,7 @@ def _whole(size: int) -> tuple[tuple[int, int, int | None], ...]:
     return (0, size, None), (0, size, 1)
 
 
-def _load_rows(file: File, rows: list[Array], offset: int) -> None:
+def _load_rows(file: Bytes, rows: list[Array], offset: int) -> None:
     last = bytearray(_CRC_BYTES)
     file.read_into([*rows, last], offset)
     checksum = 0
