@@ -20,7 +20,6 @@ def attributes(
     fresh: Mapping[str, Any],
     *,
     step: int | None,
-    aside: str | None,
 ) -> dict[str, Any]:
     """Return the attributes of a resumption's first commit.
 
@@ -34,8 +33,6 @@ def attributes(
         What a new trace would say: ``created`` and ``software`` are the resumption's.
     step : int, optional
         Step at which training goes on.
-    aside : str, optional
-        Where rows went that do not stay.
 
     Raises
     ------
@@ -59,8 +56,6 @@ def attributes(
     }
     if step is not None:
         entry["step"] = step
-    if aside is not None:
-        entry["set_aside"] = aside
     changed = {name: value for name, value in given.items() if old.get(name, value) != value}
     if changed:
         entry["attrs"] = changed

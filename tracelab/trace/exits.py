@@ -43,7 +43,7 @@ def writers() -> tuple[Writer, ...]:
 
 def _close_all() -> None:
     for writer in writers():
-        writer.mark_incomplete("the process ended before the writer was closed")
+        writer.mark_incomplete("the process ended before the writer was closed", lasting=False)
         try:
             writer.close()
         except TraceError as error:

@@ -9,7 +9,7 @@ from typing import Any
 from tracelab.trace.readback import Piece
 from tracelab.trace.rows import GroupRules
 
-__all__ = ["Restored", "RestoredGroup"]
+__all__ = ["Restored", "RestoredGroup", "interrupted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,11 @@ class RestoredGroup:
     documents: Mapping[str, dict[str, Any]]
     begun: Mapping[str, Sequence[Piece]]
 
+    def members(self) -> dict[str, dict[str, Any]]:
+        """Return the documents by path."""
+        name = self.rules.name
+        return {f"{name}/{array}".rstrip("/"): each for array, each in self.documents.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class Restored:
@@ -40,13 +45,18 @@ class Restored:
 
     Parameters
     ----------
-    attributes : mapping
-        Root attributes, as the next commit shall say them.
     layers : mapping of str to dict
         Documents of the layer table, by path.
     groups : tuple of RestoredGroup
     """
 
-    attributes: Mapping[str, Any]
     layers: Mapping[str, dict[str, Any]]
     groups: tuple[RestoredGroup, ...]
+
+
+def interrupted(attributes: Mapping[str, Any], reason: str) -> dict[str, list[str]]:
+    """Return the root attributes of a recording that ends for a reason that resuming lifts."""
+    return {
+        name: [*attributes.get(name, []), reason]
+        for name in ("incomplete_reasons", "interruptions")
+    }

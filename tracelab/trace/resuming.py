@@ -167,13 +167,8 @@ class Found:
         rules.restore(variables, shapes, self.last_step(name))
         return rules
 
-    def restore(self, attributes: Mapping[str, Any]) -> Restored:
+    def restore(self) -> Restored:
         """Return what the next writer takes over.
-
-        Parameters
-        ----------
-        attributes : mapping
-            Root attributes of its first commit.
 
         Raises
         ------
@@ -185,7 +180,6 @@ class Found:
         table = self.snapshot.groups["layers"]
         layers = {f"layers/{name}": dict(document) for name, document in table.arrays.items()}
         return Restored(
-            attributes,
             {"layers": documents.group(table.attrs), **layers},
             tuple(self._restore_group(name) for name in self.rows),
         )

@@ -116,7 +116,7 @@ def _refuse(location: Location, state: _State, *, overwrite: bool, resume: bool)
         raise _left_alone(location)
     if state is _State.TRACE and not overwrite and not resume:
         raise UsageError(
-            f"there is a trace at {location.name}; choose another path, or pass overwrite=True to "
+            f"there is a trace at {location.name}; choose another path or pass overwrite=True to "
             "replace it or resume=True to go on after its last row"
         )
 
@@ -147,6 +147,6 @@ def _idle_ranks(location: Location) -> Iterator[None]:
 
 def _recording(location: Location) -> bool:
     try:
-        return take(location).attrs["state"] == "recording"
+        return bool(take(location).attrs["state"] == "recording")
     except TraceError:
         return False
