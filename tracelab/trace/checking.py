@@ -19,7 +19,7 @@ from tracelab.trace.labels import labels_of, stored_values
 from tracelab.trace.locations import Location
 from tracelab.trace.shardform import Form, form
 from tracelab.trace.snapshot import Group, Snapshot
-from tracelab.trace.sources import UnreadableError, names, opened
+from tracelab.trace.sources import ForbiddenError, UnreadableError, names, opened
 
 __all__ = ["Progress", "Task", "check_objects", "check_task", "objects", "tasks"]
 
@@ -84,7 +84,8 @@ def check_task(location: Location, task: Task) -> Checked:
         with opened(location, task.path) as source:
             return check(source, task.form, task.shard)
     except UnreadableError as error:
-        return Checked(0, Flaw("unreadable", f"it cannot be read: {error}"))
+        kind = "permission" if isinstance(error, ForbiddenError) else "unreadable"
+        return Checked(0, Flaw(kind, f"it cannot be read: {error}"))
 
 
 def check_objects(

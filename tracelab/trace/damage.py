@@ -20,6 +20,7 @@ KINDS = (
     "checksum",
     "index",
     "unreadable",
+    "permission",
     "labels",
     "document",
     "result",
@@ -131,12 +132,14 @@ def region(form: Form, shard: Sequence[int], chunk: int | None) -> list[tuple[in
     chunk : int or None
         Position of the chunk in the shard's index; None for the whole shard.
     """
-    cells = [0] * len(form.cells) if chunk is None else np.unravel_index(chunk, form.cells)
+    cells = [0] * len(form.cells)
+    if chunk is not None:
+        cells = [int(cell) for cell in np.unravel_index(chunk, form.cells)]
     found = []
     for place, cell, whole, part, size in zip(
         shard, cells, form.shard, form.chunk, form.shape, strict=True
     ):
-        first = place * whole + int(cell) * part
+        first = place * whole + cell * part
         extent = whole if chunk is None else part
         found.append((first, min(first + extent, size) - 1))
     return found

@@ -18,13 +18,24 @@ from tracelab.trace.shardform import Form
 from tracelab.trace.sources import Bytes, Source, UnreadableError
 from tracelab.typing import Array, BoolArray
 
-__all__ = ["ENTRY", "MISSING", "Checked", "Flaw", "check", "committed", "index_bytes"]
+__all__ = [
+    "CRC_BYTES",
+    "ENTRY",
+    "MISSING",
+    "Checked",
+    "Flaw",
+    "check",
+    "committed",
+    "fits",
+    "index_bytes",
+    "intact",
+]
 
 MISSING = 2**64 - 1
 """The offset and the length of a chunk that a shard's index says is not there."""
 
 ENTRY = 16
-_CRC = 4
+CRC_BYTES = 4
 _WINDOW = 4 * 2**20
 
 
@@ -73,7 +84,7 @@ class Checked:
 
 def index_bytes(form: Form) -> int:
     """Return the bytes of a shard's index with its checksum."""
-    return ENTRY * math.prod(form.cells) + _CRC
+    return ENTRY * math.prod(form.cells) + CRC_BYTES
 
 
 def committed(form: Form, shard: Sequence[int]) -> BoolArray:
@@ -107,9 +118,9 @@ def check(source: Source | None, form: Form, shard: Sequence[int]) -> Checked:
 
 
 def _plain(source: Source) -> Checked:
-    if source.size < _CRC:
+    if source.size < CRC_BYTES:
         return Checked(source.size, Flaw("truncated", f"it has {source.size} bytes"))
-    if not _right(source, 0, source.size):
+    if not intact(source, 0, source.size):
         return Checked(source.size, Flaw("checksum", "its checksum differs"))
     return Checked(source.size)
 
@@ -122,8 +133,8 @@ def _shard(source: Source, form: Form, shard: Sequence[int]) -> Checked:
         return Checked(source.size, Flaw("truncated", short))
     content = np.empty(length, dtype=np.uint8)
     source.read(start, content)
-    index = content[:-_CRC].view("<u8").reshape(-1, 2)
-    if google_crc32c.value(content[:-_CRC]) != int(content[-_CRC:].view("<u4")[0]):
+    index = content[:-CRC_BYTES].view("<u8").reshape(-1, 2)
+    if google_crc32c.value(content[:-CRC_BYTES]) != int(content[-CRC_BYTES:].view("<u4")[0]):
         return Checked(length, _index_flaw(form, start), index=None)
     wanted = committed(form, shard) & ~(index == np.uint64(MISSING)).all(axis=1)
     numbers = np.flatnonzero(wanted)
@@ -135,7 +146,7 @@ def _shard(source: Source, form: Form, shard: Sequence[int]) -> Checked:
 
 
 def _index_flaw(form: Form, start: int) -> Flaw:
-    if not form.compressed and start % (form.chunk_bytes + _CRC):
+    if not form.compressed and start % (form.chunk_bytes + CRC_BYTES):
         return Flaw("truncated", "it is cut off: the index at its end is not there")
     return Flaw("index", "the checksum of its index differs")
 
@@ -145,12 +156,12 @@ def _entries(form: Form, index: Array, numbers: Array, end: int) -> tuple[dict[i
     offset, length = index[numbers, 0], index[numbers, 1]
     limit = np.uint64(end)
     inside = (offset <= limit) & (length <= limit - np.minimum(offset, limit))
-    fits = length > _CRC if form.compressed else length == form.chunk_bytes + _CRC
+    right = fits(form, length)
     flaw = Flaw("index", "the shard is shorter than its index says")
     odd = Flaw("index", "its index gives a length that no chunk has")
     flaws = {int(number): flaw for number in numbers[~inside]}
-    flaws |= {int(number): odd for number in numbers[inside & ~fits]}
-    return flaws, numbers[inside & fits]
+    flaws |= {int(number): odd for number in numbers[inside & ~right]}
+    return flaws, numbers[inside & right]
 
 
 def _chunks(source: Source, index: Array, numbers: Array) -> dict[int, Flaw]:
@@ -184,26 +195,40 @@ def _chunk(
 ) -> Flaw | None:
     if window is not None:
         content = window[offset - first : offset - first + length]
-        right = google_crc32c.value(content[:-_CRC]) == int.from_bytes(
-            content[-_CRC:].tobytes(), "little"
+        right = google_crc32c.value(content[:-CRC_BYTES]) == int.from_bytes(
+            content[-CRC_BYTES:].tobytes(), "little"
         )
     else:
         try:
-            right = _right(source, offset, length)
+            right = intact(source, offset, length)
         except UnreadableError as error:
             return Flaw("unreadable", f"it cannot be read: {error}")
     return None if right else Flaw("checksum", "its checksum differs")
 
 
-def _right(source: Source, offset: int, length: int) -> bool:
-    """Return whether bytes end in the crc32c of those before."""
-    crc, end = 0, offset + length - _CRC
+def fits(form: Form, length: Array) -> BoolArray:
+    """Return whether chunks can be that long."""
+    right: BoolArray = (
+        length > CRC_BYTES if form.compressed else length == form.chunk_bytes + CRC_BYTES
+    )
+    return right
+
+
+def intact(source: Source, offset: int, length: int) -> bool:
+    """Return whether bytes end in the crc32c of those before.
+
+    Raises
+    ------
+    UnreadableError
+        If they cannot be read.
+    """
+    crc, end = 0, offset + length - CRC_BYTES
     while offset < end:
         piece = _buffer()[: min(_WINDOW, end - offset)]
         source.read(offset, piece)
         crc = google_crc32c.extend(crc, piece)
         offset += piece.size
-    stored = np.empty(_CRC, dtype=np.uint8)
+    stored = np.empty(CRC_BYTES, dtype=np.uint8)
     source.read(end, stored)
     return crc == int.from_bytes(stored.tobytes(), "little")
 

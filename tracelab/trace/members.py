@@ -14,6 +14,7 @@ from zarr.core.sync import sync
 
 from tracelab.trace.damage import Damage, Labels, describe
 from tracelab.trace.locations import Location
+from tracelab.trace.lock import LOCK_FILE
 from tracelab.trace.shardform import form
 from tracelab.trace.snapshot import MAX_DOCUMENT_BYTES, ROOT, Group, Snapshot
 from tracelab.trace.sources import UnreadableError, names, opened
@@ -186,8 +187,12 @@ def ranks(location: Location) -> dict[int, str]:
     found = {}
     for name in entries(location, WORKERS):
         match = _RANK.fullmatch(name)
-        if match is not None:
-            found[int(match[1])] = f"{WORKERS}/{name}"
+        path = f"{WORKERS}/{name}"
+        # A rank that has written nothing yet has no trace.
+        if match is not None and any(
+            location.has(f"{path}/{key}") for key in (ROOT, f"layers/{ROOT}")
+        ):
+            found[int(match[1])] = path
     return dict(sorted(found.items()))
 
 
@@ -209,7 +214,7 @@ def _uncommitted(location: Location, group: Group) -> Iterator[str]:
     forms = {name: form(document) for name, document in group.arrays.items()}
     for key in names(location, group.name):
         array, _, inside = key.partition("/")
-        if key == ROOT or (inside == ROOT and array in forms):
+        if key == ROOT or (inside == ROOT and array in forms) or f"{group.name}/{key}" == LOCK_FILE:
             continue
         stored = forms.get(array)
         if array in forms and (stored is None or _belongs(stored.key, inside, stored)):

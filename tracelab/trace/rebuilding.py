@@ -22,12 +22,11 @@ from tracelab.trace.snapshot import (
     check_array,
     groups_of,
 )
-from tracelab.trace.sources import UnreadableError, opened
+from tracelab.trace.sources import ForbiddenError, UnreadableError, opened
 
 __all__ = ["Rebuilt", "rebuild"]
 
 _ATTRIBUTES = b'"attributes":'
-_REFUSED = "Permission denied"
 
 Document = dict[str, Any]
 
@@ -90,8 +89,10 @@ def _content(location: Location) -> bytes | None:
             content = np.empty(min(source.size, MAX_DOCUMENT_BYTES), dtype=np.uint8)
             source.read(0, content)
             return content.tobytes()
-    except UnreadableError as error:
-        return None if str(error) == _REFUSED else b""
+    except ForbiddenError:
+        return None
+    except UnreadableError:
+        return b""
 
 
 def _ours(location: Location, content: bytes) -> bool:

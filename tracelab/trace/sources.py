@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 
 from tracelab.trace.locations import Location
 
-__all__ = ["Bytes", "Source", "UnreadableError", "names", "opened"]
+__all__ = ["Bytes", "ForbiddenError", "Source", "UnreadableError", "names", "opened"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,6 +30,10 @@ _FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("CLOEXEC", "NOFOLL
 
 class UnreadableError(Exception):
     """An object is there and cannot be read, and why."""
+
+
+class ForbiddenError(UnreadableError):
+    """An object may be all right, but this user may not read it."""
 
 
 class Source(Protocol):
@@ -53,7 +57,7 @@ class _File:
         self._descriptor = descriptor
 
     def read(self, offset: int, into: Bytes) -> None:
-        view = memoryview(into)
+        view = memoryview(into)  # type: ignore[arg-type]
         while view:
             try:
                 count = os.preadv(self._descriptor, [view], offset)
@@ -153,6 +157,8 @@ def _descriptor(path: Path, *, follow: bool) -> int | None:
             raise
         if error.errno == errno.ELOOP:
             raise UnreadableError("there is a symbolic link in its place") from None
+        if isinstance(error, PermissionError):
+            raise ForbiddenError(str(error.strerror)) from None
         raise UnreadableError(str(error.strerror)) from None
 
 

@@ -6,6 +6,7 @@ looks bad is looked at again, and counts only if it is still bad and still commi
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Report", "check_trace", "verify"]
 
 WORKERS = 4
+_TRIES, _PAUSE = 10, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +152,7 @@ def check_trace(
 ) -> Report:
     """Return the report of the trace at a location; see `verify`."""
     started = time.perf_counter()
-    damages: list[Damage] = []
-    try:
-        snapshot = take(location)
-    except TraceError as error:
-        # What its groups say of themselves is all there is to go by.
-        rebuilt = rebuild(location)
-        if rebuilt is None:
-            raise
-        snapshot = rebuilt.snapshot
-        damages.append(Damage("", "", ROOT, None, "document", None, None, (), None, str(error)))
+    snapshot, damages = _snapshot(location)
     found, nbytes = _check(location, snapshot, workers, progress)
     if found and not damages:
         # A trace that is being written moved on, or was replaced: what is still bad is bad.
@@ -168,10 +161,14 @@ def check_trace(
         found, _ = _check(location, snapshot, workers, None, suspects)
     damages += found
     damages += check_results(location)
-    inside = {
-        rank: check_trace(location.at(path), workers, progress)
-        for rank, path in ranks(location).items()
-    }
+    inside = {}
+    for rank, path in ranks(location).items():
+        try:
+            inside[rank] = check_trace(location.at(path), workers, progress)
+        except TraceError as error:
+            damages.append(
+                Damage(path, "", ROOT, None, "document", None, None, (), None, str(error))
+            )
     return Report(
         location=location.name,
         run=str(snapshot.attrs["run"]),
@@ -183,6 +180,26 @@ def check_trace(
         leftovers=leftovers(location, snapshot),
         ranks=inside,
     )
+
+
+def _snapshot(location: Location) -> tuple[Snapshot, list[Damage]]:
+    try:
+        return take(location), []
+    except TraceError as error:
+        # What its groups say of themselves is all there is to go by.
+        rebuilt = rebuild(location)
+        if rebuilt is None:
+            raise
+        reason = str(error)
+    # A trace that is just being created has layers before it has a root document.
+    for _ in range(_TRIES):
+        if location.has(ROOT):
+            break
+        time.sleep(_PAUSE)
+    with contextlib.suppress(TraceError):
+        return take(location), []
+    damage = Damage("", "", ROOT, None, "document", None, None, (), None, reason)
+    return rebuilt.snapshot, [damage]
 
 
 def _check(

@@ -1,0 +1,407 @@
+"""Makes one damaged trace readable in a draft: what cannot be read is dropped, and said."""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from tracelab.errors import DamagedError, TraceError
+from tracelab.trace import documents
+from tracelab.trace.checking import check_task, tasks
+from tracelab.trace.damage import Damage, Labels, describe, region
+from tracelab.trace.drafts import Draft
+from tracelab.trace.labels import labels_of, stored_values
+from tracelab.trace.layertable import mend_layer_table
+from tracelab.trace.locations import Location
+from tracelab.trace.members import RESULTS, document_at
+from tracelab.trace.rebuilding import rebuild
+from tracelab.trace.recutting import keep_rows
+from tracelab.trace.salvage import salvage
+from tracelab.trace.schema import BFLOAT16
+from tracelab.trace.shardform import Form, form
+from tracelab.trace.snapshot import ROOT, Group, Snapshot, take
+from tracelab.trace.tables import coordinates, layer_names, put_table
+from tracelab.trace.verification import Report
+from tracelab.typing import BoolArray, IntArray
+
+__all__ = ["Loss", "Mended", "mend"]
+
+_TABLES = ("coordinate_layer", "coordinate_index")
+
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something that a repair dropped.
+
+    Parameters
+    ----------
+    group, array : str
+        Where it was; no array if it is about the whole group.
+    rows : int
+        Rows it touched.
+    steps : tuple of int or None
+        First and last step it touched.
+    layers : tuple of str
+        Layers it touched.
+    sentence : str
+        In words.
+    """
+
+    group: str
+    array: str
+    rows: int
+    steps: tuple[int, int] | None
+    layers: tuple[str, ...]
+    sentence: str
+
+
+@dataclass(slots=True)
+class Mended:
+    """What was done to a trace.
+
+    Parameters
+    ----------
+    dropped : list of Loss
+        What is gone.
+    restored : list of str
+        What was made anew without loss, in sentences.
+    """
+
+    dropped: list[Loss] = field(default_factory=list)
+    restored: list[str] = field(default_factory=list)
+
+    def lose(self, group: str, sentence: str, array: str = "") -> None:
+        """Note that something of a group, or all of it, is gone."""
+        self.dropped.append(Loss(group, array, 0, None, (), sentence))
+
+
+def mend(location: Location, draft: Draft, report: Report) -> Mended:
+    """Make a trace readable in a draft.
+
+    Parameters
+    ----------
+    location : Location
+        The damaged trace.
+    draft : Draft
+        Links to its files; what changes is put there. Without a folder nothing is written, and
+        only what would be dropped is found.
+    report : Report
+        What is damaged.
+    """
+    done = Mended()
+    snapshot = _snapshot(location, done)
+    members = _members(snapshot)
+    by_group: defaultdict[str, list[Damage]] = defaultdict(list)
+    for damage in report.damages:
+        if damage.kind == "result":
+            draft.remove(damage.group)
+            done.lose(damage.group, f"{damage.group}: the result; it can be computed again")
+        elif damage.group:
+            by_group[damage.group].append(damage)
+    for name in sorted(by_group, key=lambda name: name != "layers"):
+        if name not in snapshot.groups:
+            draft.remove(name)
+            done.lose(name, f"{name}: {by_group[name][0].reason}")
+        elif name == "layers":
+            _mend_layers(location, draft, snapshot, by_group[name], done)
+        else:
+            _mend_group(location, draft, snapshot, name, by_group[name], members, done)
+    for path, document in members.items():
+        # Also of what was never damaged: rewritten where it differs from the root document.
+        _put_document(location, draft, path, document)
+    attributes = _attributes(snapshot.attrs, done)
+    draft.put(ROOT, [documents.dump(documents.root(attributes, members))])
+    return done
+
+
+def _snapshot(location: Location, done: Mended) -> Snapshot:
+    try:
+        return take(location)
+    except TraceError:
+        rebuilt = rebuild(location)
+        if rebuilt is None:
+            raise
+        done.restored.append("the root document, from those of groups and arrays")
+        for sentence in rebuilt.lost:
+            done.lose("", sentence)
+        return rebuilt.snapshot
+
+
+def _members(snapshot: Snapshot) -> dict[str, Document]:
+    found: dict[str, Document] = {}
+    for name, group in snapshot.groups.items():
+        found[name] = documents.group(dict(group.attrs))
+        found |= {f"{name}/{array}": dict(each) for array, each in group.arrays.items()}
+    return dict(sorted(found.items()))
+
+
+def _put_document(location: Location, draft: Draft, path: str, document: Document) -> None:
+    if document_at(location, path) != document:
+        draft.put(f"{path}/{ROOT}", [documents.dump(document)])
+
+
+def _mend_layers(
+    location: Location, draft: Draft, snapshot: Snapshot, damages: Sequence[Damage], done: Mended
+) -> None:
+    damaged = {damage.array for damage in damages if damage.kind != "document"}
+    restored, lost = mend_layer_table(location, draft, snapshot, damaged)
+    done.restored += [f"layers/{name}: {how}" for name, how in restored.items()]
+    for name, how in lost.items():
+        done.lose("layers", f"layers/{name}: {how}", name)
+
+
+def _mend_group(
+    location: Location,
+    draft: Draft,
+    snapshot: Snapshot,
+    name: str,
+    damages: Sequence[Damage],
+    members: dict[str, Document],
+    done: Mended,
+) -> None:
+    group = snapshot.groups[name]
+    labels = labels_of(location, group)
+    damaged = {damage.array for damage in damages if damage.kind != "document"}
+    done.restored += [
+        f"{damage.path}: its document, from the root document"
+        for damage in damages
+        if damage.kind == "document"
+    ]
+    if "layer" in damaged:
+        names = layer_names(location, group, _known_names(location, snapshot, name))
+        if names is None:
+            draft.remove(name)
+            for path in [path for path in members if path.split("/")[0] == name]:
+                del members[path]
+            done.lose(
+                name,
+                f"{name}: all of it; the names of its layers cannot be read, and nothing else in "
+                "the trace says which layers they are",
+            )
+            return
+        put_table(draft, f"{name}/layer", group.arrays["layer"], names[0])
+        how = "their checksum" if names[1] else "their number, in the order of the model"
+        done.restored.append(f"{name}/layer: names of layers known by {how}")
+    gone = _without_tables(location, draft, snapshot, group, damaged & set(_TABLES), done)
+    for array in sorted(damaged - {"layer", *_TABLES} - gone):
+        stored = form(group.arrays[array])
+        if (
+            stored is None
+            or not stored.indexed
+            or group.arrays[array]["dimension_names"][:1] != ["step"]
+        ):
+            gone.add(array)
+            done.lose(
+                name, f"{name}/{array}: all of it; it is not stored as tracelab stores rows", array
+            )
+    for array in gone:
+        draft.remove(f"{name}/{array}")
+        del members[f"{name}/{array}"]
+    keep = _mend_rows(location, draft, group, labels, damages, gone, done)
+    attributes = dict(group.attrs)
+    if gone & set(_TABLES):
+        attributes.pop("coordinates", None)
+    if gone or not keep.all() or any(loss.group == name for loss in done.dropped):
+        attributes["complete"] = False
+    members[name] = documents.group(attributes)
+    left = Group(
+        name,
+        attributes,
+        {array: document for array, document in group.arrays.items() if array not in gone},
+        group.sizes,
+    )
+    if not keep.all():
+        for array, document in keep_rows(draft, left, keep).items():
+            members[f"{name}/{array}"] = document
+
+
+def _known_names(location: Location, snapshot: Snapshot, but: str) -> list[tuple[str, ...]]:
+    """Return names of layers that the trace holds, those of the layer table first."""
+    found = []
+    for name in sorted(snapshot.groups, key=lambda name: name != "layers"):
+        if name != but and "layer" in snapshot.groups[name].arrays:
+            names = labels_of(location, snapshot.groups[name]).layers
+            if names is not None:
+                found.append(names)
+    return found
+
+
+def _without_tables(
+    location: Location,
+    draft: Draft,
+    snapshot: Snapshot,
+    group: Group,
+    damaged: set[str],
+    done: Mended,
+) -> set[str]:
+    """Make coordinate tables anew; return the arrays that mean nothing without them."""
+    if not damaged:
+        return set()
+    numel = _numel(location, snapshot, group)
+    tables = None if numel is None else coordinates(location, group, numel)
+    if tables is not None:
+        for name in sorted(damaged):
+            put_table(draft, f"{group.name}/{name}", group.arrays[name], tables[name])
+            done.restored.append(f"{group.name}/{name}: from its sketch, as its checksum shows")
+        return set()
+    gone = {
+        name
+        for name, document in group.arrays.items()
+        if "coordinate" in document["dimension_names"]
+    }
+    for name in sorted(gone):
+        done.lose(
+            group.name,
+            f"{group.name}/{name}: all of it; which coordinates of which layers were recorded "
+            "cannot be read",
+            name,
+        )
+    return gone
+
+
+def _numel(location: Location, snapshot: Snapshot, group: Group) -> dict[str, int] | None:
+    try:
+        table = snapshot.groups["layers"]
+        names = stored_values(location, "layers/layer", table.arrays["layer"])
+        sizes = stored_values(location, "layers/numel", table.arrays["numel"])
+        every = {str(name): int(size) for name, size in zip(names, sizes, strict=True)}
+        own = stored_values(location, f"{group.name}/layer", group.arrays["layer"])
+        return {str(name): every[str(name)] for name in own}
+    except (DamagedError, KeyError):
+        return None
+
+
+def _mend_rows(
+    location: Location,
+    draft: Draft,
+    group: Group,
+    labels: Labels,
+    damages: Sequence[Damage],
+    gone: set[str],
+    done: Mended,
+) -> BoolArray:
+    """Make chunks missing where a missing value says so; return the rows that stay."""
+    keep = np.ones(group.rows, dtype=np.bool_)
+    suspects = {
+        (damage.array, damage.shard)
+        for damage in damages
+        if damage.kind not in ("document", "labels")
+    }
+    whole = {array for array, shard in suspects if not shard}
+    for array, document in group.arrays.items():
+        if array in gone or document["dimension_names"][:1] != ["step"]:
+            continue
+        for task in tasks(group, array):
+            if (array, task.key) not in suspects and array not in whole:
+                continue
+            if array in whole and check_task(location, task).sound:
+                continue
+            lost = salvage(location, draft, task)
+            if not lost.size:
+                done.restored.append(f"{group.name}/{array}/{task.key}: its index")
+                continue
+            if _has_missing(document):
+                done.dropped.append(_loss(task.form, group, array, labels, task.shard, lost))
+                continue
+            for number in lost:
+                first, last = region(task.form, task.shard, int(number))[0]
+                keep[first : last + 1] = False
+    if any(damage.kind == "labels" and damage.array == "step" for damage in damages):
+        keep &= _increasing(labels.steps, keep)
+    if not keep.all():
+        done.dropped.append(_rows_lost(group, labels, keep))
+    return keep
+
+
+def _has_missing(document: Mapping[str, Any]) -> bool:
+    """Return whether the format says that something of an array may be missing."""
+    attributes = document["attributes"]
+    bits = isinstance(attributes, dict) and attributes.get("stored_dtype") == BFLOAT16
+    nan = document["data_type"].startswith("float") and document.get("fill_value") == "NaN"
+    return bits or nan or document["data_type"] == "bool"
+
+
+def _loss(
+    stored: Form, group: Group, array: str, labels: Labels, shard: Sequence[int], lost: IntArray
+) -> Loss:
+    regions = np.array([region(stored, shard, int(number)) for number in lost])
+    spans = [
+        (int(first), int(last))
+        for first, last in zip(
+            regions[:, :, 0].min(axis=0), regions[:, :, 1].max(axis=0), strict=True
+        )
+    ]
+    chunks = f"{len(lost)} chunks" if len(lost) > 1 else "1 chunk"
+    told = describe(
+        group, array, labels, kind="", reason=f"{chunks}, missing from now on", spans=spans
+    )
+    rows = 0 if told.rows is None else told.rows[1] - told.rows[0] + 1
+    return Loss(group.name, array, rows, told.steps, told.layers, told.sentence)
+
+
+def _rows_lost(group: Group, labels: Labels, keep: BoolArray) -> Loss:
+    gone = np.flatnonzero(~keep)
+    steps = None
+    if labels.steps is not None and (labels.steps[gone[[0, -1]]] >= 0).all():
+        steps = int(labels.steps[gone[0]]), int(labels.steps[gone[-1]])
+    where = f"between steps {steps[0]} and {steps[1]}" if steps else "whose steps cannot be read"
+    everything = ", all of them" if not keep.any() else ""
+    return Loss(
+        group.name,
+        "",
+        gone.size,
+        steps,
+        (),
+        f"{group.name}: {gone.size} of {keep.size} rows{everything}, {where}: something in them "
+        "that has no missing value cannot be read",
+    )
+
+
+def _increasing(steps: IntArray | None, keep: BoolArray) -> BoolArray:
+    """Return the most rows, of those kept, whose steps increase."""
+    chosen = np.zeros(keep.size, dtype=np.bool_)
+    if steps is None:
+        return chosen
+    tails: list[int] = []
+    rows: list[int] = []
+    before = np.full(keep.size, -1)
+    for row in np.flatnonzero(keep & (steps >= 0)).tolist():
+        place = bisect.bisect_left(tails, int(steps[row]))
+        tails[place : place + 1] = [int(steps[row])]
+        rows[place : place + 1] = [row]
+        before[row] = rows[place - 1] if place else -1
+    row = rows[-1] if rows else -1
+    while row >= 0:
+        chosen[row] = True
+        row = int(before[row])
+    return chosen
+
+
+def _attributes(attrs: Mapping[str, Any], done: Mended) -> dict[str, Any]:
+    """Return the root attributes of the repaired trace."""
+    now = datetime.now(UTC).isoformat()
+    earlier = attrs.get("repairs")
+    entry = {
+        "created": now,
+        "dropped": [loss.sentence for loss in done.dropped],
+        "restored": list(done.restored),
+    }
+    found = {**attrs, "repairs": [*(earlier if isinstance(earlier, list) else []), entry]}
+    # Results are made from rows, and can be made again.
+    recorded = [loss for loss in done.dropped if not loss.group.startswith(f"{RESULTS}/")]
+    if recorded:
+        generation = attrs.get("generation", 0)
+        found["generation"] = (generation if isinstance(generation, int) else 0) + 1
+        reasons = attrs.get("incomplete_reasons")
+        reason = f"damaged; repaired on {now[:10]}: {len(recorded)} things dropped, see `repairs`"
+        found["incomplete_reasons"] = [*(reasons if isinstance(reasons, list) else []), reason]
+        found["state"] = "incomplete"
+    return found
