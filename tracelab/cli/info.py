@@ -70,6 +70,17 @@ def _text(summary: Mapping[str, Any]) -> str:
         )
     else:
         blocks.append("nothing recorded yet")
+    ranks = summary["ranks"]
+    if ranks:
+        blocks.append(
+            table(
+                {
+                    "rank": list(ranks),
+                    "state": [each["state"] for each in ranks.values()],
+                    "rows": [_rows(each["rows"]) for each in ranks.values()],
+                }
+            )
+        )
     width = max(map(len, summary["analyses"]), default=0)
     verdicts = [
         paragraph(f"{name:<{width}}  ", verdict["reason"] or "can be computed")
@@ -77,6 +88,10 @@ def _text(summary: Mapping[str, Any]) -> str:
     ]
     blocks.append("\n".join(verdicts))
     return "\n\n".join(blocks)
+
+
+def _rows(rows: Mapping[str, int]) -> str:
+    return ", ".join(f"{group} {count}" for group, count in rows.items()) or "none"
 
 
 def _words(described: Any) -> str:

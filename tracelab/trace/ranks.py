@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tracelab.errors import NotRecordedError, UsageError
+from tracelab.errors import NotRecordedError, TraceError, UsageError
 from tracelab.trace import documents
 from tracelab.trace.locations import Location, Sink
 from tracelab.trace.members import WORKERS
@@ -13,7 +13,7 @@ from tracelab.trace.members import WORKERS
 if TYPE_CHECKING:
     from tracelab.trace.reader import Trace
 
-__all__ = ["Ranks", "begin_workers", "place"]
+__all__ = ["Ranks", "begin_workers", "describe_ranks", "place"]
 
 MAX_RANK = 10**6
 
@@ -71,6 +71,21 @@ def place(location: Location, rank: int, world_size: int | None) -> Location:
         below = f"below world_size={world_size}" if world_size else f"below {MAX_RANK}"
         raise UsageError(f"rank must be an integer of at least 0 and {below}, got {rank!r}")
     return location.at(f"{WORKERS}/rank-{rank:03d}")
+
+
+def describe_ranks(ranks: Mapping[int, Trace]) -> dict[str, dict[str, Any]]:
+    """Return what is in the traces of ranks, as JSON can hold it; of a damaged one, what is wrong.
+
+    Each has ``state``, ``run`` and ``rows`` by group.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for rank in ranks:
+        try:
+            trace = ranks[rank]
+            found[str(rank)] = {"state": trace.state, "run": trace.run, "rows": trace.rows}
+        except TraceError as error:
+            found[str(rank)] = {"state": "damaged", "run": None, "rows": {}, "problem": str(error)}
+    return found
 
 
 def begin_workers(sink: Sink) -> None:

@@ -10,10 +10,11 @@ import xarray as xr
 from zarr.storage import LocalStore
 
 from tracelab import noise
-from tracelab.errors import NotRecordedError, UsageError
-from tracelab.trace import render, selection
+from tracelab.errors import NotRecordedError, TraceError, UsageError
+from tracelab.trace import members, render, selection
 from tracelab.trace.datasets import dataset
 from tracelab.trace.locations import Location, PathLike, resolve
+from tracelab.trace.ranks import Ranks, describe_ranks
 from tracelab.trace.results import Results
 from tracelab.trace.snapshot import Snapshot, take
 from tracelab.trace.stored import Stored, stored
@@ -239,9 +240,16 @@ class Trace:
         chosen = selection.steps(self.groups[group], group, step, self.state)
         return selection.layers(chosen, self.layers, group, layer)
 
+    @property
+    def ranks(self) -> Ranks:
+        """Traces of the ranks of a job by rank, opened when asked for."""
+        paths = members.ranks(self._location)
+        return Ranks(tuple(paths), lambda rank: Trace(self._location.at(paths[rank])))
+
     def summary(self) -> dict[str, Any]:
         """Return what is in the trace, as JSON can hold it."""
-        return render.summary(self._location, self._snapshot, self.groups, self.layers)
+        found = render.summary(self._location, self._snapshot, self.groups, self.layers)
+        return {**found, "ranks": describe_ranks(self.ranks)}
 
     def close(self) -> None:
         """Release what the store holds open; lazy datasets cannot be read any more."""
@@ -308,4 +316,14 @@ def open(path: PathLike | Trace) -> Trace:
             f"there is no trace at {location.name}; record one with tracelab.attach or "
             "tracelab.create"
         )
-    return Trace(location)
+    try:
+        return Trace(location)
+    except TraceError:
+        found = members.ranks(location)
+        if found and not location.has("zarr.json"):
+            raise UsageError(
+                f"there is no trace at {location.name} itself, only those of the ranks "
+                f"{', '.join(map(str, found))}; open one, such as "
+                f"{location.name.rstrip('/')}/{next(iter(found.values()))}"
+            ) from None
+        raise

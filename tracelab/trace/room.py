@@ -10,7 +10,7 @@ from tracelab.errors import TraceError, UsageError
 from tracelab.trace import exits
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE, Lock, acquire
-from tracelab.trace.members import WORKERS, entries, ranks
+from tracelab.trace.members import WORKERS, entries
 from tracelab.trace.snapshot import ROOT, is_trace, take
 
 __all__ = ["Claim", "check_parent", "claim"]
@@ -131,16 +131,18 @@ def _left_alone(location: Location) -> UsageError:
 def _idle_ranks(location: Location) -> Iterator[None]:
     """Keep the ranks of a trace from being written; refuse if one is."""
     with ExitStack() as held:
-        for rank, path in ranks(location).items():
-            inside = location.at(path)
+        for name in entries(location, WORKERS):
+            if not name.startswith("rank-"):
+                continue
+            inside = location.at(f"{WORKERS}/{name}")
             if inside.folder is not None:
                 lock = acquire(inside.name, inside.folder)
                 if lock is not None:
                     held.callback(lock.release)
             elif _recording(inside):
                 raise UsageError(
-                    f"rank {rank} of {location.name} is being recorded, or was killed; if no "
-                    f"process records it, remove {inside.name} and try again"
+                    f"{inside.name} is being recorded, or its process was killed; if no process "
+                    "records it, remove it and try again"
                 )
         yield
 
