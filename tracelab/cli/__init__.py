@@ -17,9 +17,11 @@ from tracelab.cli.demo import demo
 from tracelab.cli.exits import Program
 from tracelab.cli.export import export, import_
 from tracelab.cli.info import info
+from tracelab.cli.repair import repair
 from tracelab.cli.report import report
 from tracelab.cli.results import results
 from tracelab.cli.runs import compare, runs
+from tracelab.cli.verify import verify
 
 __all__ = ["main"]
 
@@ -43,5 +45,18 @@ def main(ctx: click.Context, quiet: bool, verbose: int) -> None:
     ctx.call_on_close(console.start_logging())
 
 
-for command in (demo, info, analyses, analyze, results, report, runs, compare, export, import_):
+for command in (
+    demo,
+    info,
+    analyses,
+    analyze,
+    results,
+    report,
+    runs,
+    compare,
+    export,
+    import_,
+    verify,
+    repair,
+):
     main.add_command(command)
