@@ -23,6 +23,7 @@ from tracelab.errors import (
     TraceError,
     UsageError,
 )
+from tracelab.trace.hdf5_output import Output
 from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.lock import acquire
 from tracelab.trace.reader import Trace
@@ -78,6 +79,8 @@ def export_hdf5(
     >>> tracelab.export_hdf5("runs/sgd.zarr", "sgd.h5")  # doctest: +SKIP
     """
     _check_h5py("exporting to HDF5")
+    import h5py
+
     from tracelab.trace.hdf5_parts import parts
     from tracelab.trace.hdf5_writing import write_group, write_version
 
@@ -85,12 +88,15 @@ def export_hdf5(
     opened = trace if isinstance(trace, Trace) else open_trace(trace)
     chosen = list(parts(opened, groups))
     advance = _counter(sum(part.nbytes for part in chosen), progress)
-    with _beside(target) as unfinished:
-        with _created(unfinished) as out:
+    with _output(target) as output:
+        # Version 1.8, of 2008, is the first whose objects can have any number of attributes.
+        with h5py.File(output, "w", libver=("v108", "v108")) as out:
             write_version(out)
             for part in chosen:
                 place = out.require_group(part.path) if part.path else out
-                write_group(place, part.path, part.attributes, part.arrays, advance)
+                for array, nbytes in write_group(place, part.path, part.attributes, part.arrays):
+                    output.raise_error()
+                    advance(array, nbytes)
         _check_unchanged(opened)
 
 
@@ -282,45 +288,27 @@ def _swap(staging: Path, folder: Path, name: str) -> None:
 
 
 @contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """Give a name beside the target; what is there in the end is flushed and renamed into place."""
+def _output(target: Path) -> Iterator[Output]:
+    """Give a file beside the target that is flushed and renamed into its place in the end."""
     unfinished = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield unfinished
-        descriptor = os.open(unfinished, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with contextlib.closing(Output(unfinished)) as output:
+            try:
+                yield output
+            finally:
+                # Whatever the HDF5 library makes of it, this is why.
+                output.raise_error()
+            output.finish()
         unfinished.replace(target)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         # What cannot be read of the trace is a TraceError already.
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else str(error)
         raise StorageError(
-            f"{target} cannot be written: {reason}; nothing is left of it: make room or choose "
-            "another place, and export again"
+            f"{target} cannot be written: {error.strerror or error}; nothing is left of it: make "
+            "room or choose another place, and export again"
         ) from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink()
-
-
-@contextmanager
-def _created(path: Path) -> Iterator[Any]:
-    """Create an HDF5 file; closed whatever happens, and an error on closing is an error."""
-    import h5py
-
-    # Version 1.8, of 2008, is the first whose objects can have any number of attributes.
-    out = h5py.File(path, "w-", libver=("v108", "v108"))
-    try:
-        yield out
-    except BaseException:
-        # On a full disk closing fails again.
-        with contextlib.suppress(OSError, RuntimeError):
-            out.close()
-        raise
-    out.close()
 
 
 def _check_unchanged(trace: Trace) -> None:

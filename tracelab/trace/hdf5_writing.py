@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import h5py
@@ -41,9 +41,10 @@ def write_group(
     name: str,
     attributes: Mapping[str, Any],
     arrays: Arrays,
-    advance: Callable[[str, int], None],
-) -> None:
+) -> Iterator[tuple[str, int]]:
     """Write a group: attributes, datasets, dimension labels and scales.
+
+    Yields the path of an array and a number of bytes of it that were written.
 
     Parameters
     ----------
@@ -55,8 +56,6 @@ def write_group(
         Its attributes.
     arrays : mapping
         Its arrays.
-    advance : callable
-        Called with the name of an array and the bytes that were read of it.
 
     Raises
     ------
@@ -69,7 +68,8 @@ def write_group(
     for array, (document, values) in arrays.items():
         described = f"{name}/{array}"
         dataset = _dataset(target, array, document, described)
-        _copy(values, dataset, described, advance)
+        for nbytes in _copy(values, dataset, described):
+            yield described, nbytes
     _attach_scales(target, arrays)
 
 
@@ -164,7 +164,7 @@ def blocks(
         )
 
 
-def _copy(values: Any, dataset: Any, described: str, advance: Callable[[str, int], None]) -> None:
+def _copy(values: Any, dataset: Any, described: str) -> Iterator[int]:
     for selection in blocks(dataset.shape, dataset.chunks or (), dataset.dtype.itemsize):
         found = _read(values, selection, described)
         if dataset.dtype.kind == "O":
@@ -172,7 +172,7 @@ def _copy(values: Any, dataset: Any, described: str, advance: Callable[[str, int
         elif found.dtype.kind == "b":
             found = found.view(np.uint8)
         dataset[selection] = found
-        advance(described, found.size * dataset.dtype.itemsize)
+        yield found.size * dataset.dtype.itemsize
 
 
 def _read(values: Any, selection: tuple[slice, ...], described: str) -> Array:
