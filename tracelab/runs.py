@@ -349,8 +349,12 @@ def open_runs(
         raise UsageError(
             f"there is no trace at {asked}; give traces, or a pattern such as runs/*.zarr"
         )
-    with ThreadPoolExecutor(_THREADS) as pool:
-        opened = list(pool.map(_open, places))
+    if any("://" in str(place) for place in places):
+        with ThreadPoolExecutor(_THREADS) as pool:
+            opened = list(pool.map(_open, places))
+    else:
+        # Files answer at once; threads would wait for each other's interpreter lock.
+        opened = [_open(place) for place in places]
     unreadable = {
         str(place): found
         for place, found in zip(places, opened, strict=True)
