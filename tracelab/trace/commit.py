@@ -1,7 +1,8 @@
 """Turns rows into shards and stores them: data first, then each array's document.
 
 Runs in the writer's background thread. The metadata documents live in memory, so that nothing of
-the store is read or listed. What is stored here shows only once the root document names it.
+the store is read or listed. What is stored here shows only once the root document names it. The
+sink may store in the background; whoever calls waits for the data before it stores the documents.
 """
 
 from __future__ import annotations
@@ -14,18 +15,31 @@ from typing import Any
 import numpy as np
 
 from tracelab.contracts import Variable
-from tracelab.trace import documents
+from tracelab.trace import bfloat16, documents
 from tracelab.trace.blocks import Block
 from tracelab.trace.layout import cut
 from tracelab.trace.locations import Sink
+from tracelab.trace.restored import RestoredGroup
 from tracelab.trace.rows import GroupRules
-from tracelab.trace.schema import COORDINATE_TABLES, LAYER, LAYER_TABLE, STEP, fill_value
+from tracelab.trace.schema import (
+    BFLOAT16,
+    COORDINATE_TABLES,
+    LAYER,
+    LAYER_TABLE,
+    STEP,
+    fill_value,
+    stored_dtype,
+)
 from tracelab.trace.shards import Part, ShardBuilder, encode_strings, encode_table
 from tracelab.typing import Array
 
 __all__ = ["Documents", "GroupStore", "store_layers"]
 
 TABLE_CHUNK = 2**20
+
+# A group's memory is given to the arrays of its first row; an array that comes later gets at least
+# this part of it.
+_LATE_SHARE = 64
 
 Documents = dict[str, dict[str, Any]]
 
@@ -41,15 +55,38 @@ class GroupStore:
         Where objects go.
     memory : int
         Bytes of rows that may be held until shards are full.
+    compression : {"none", "lz4"}
+        How chunks that are not tiny are stored.
     """
 
-    def __init__(self, rules: GroupRules, sink: Sink, memory: int) -> None:
+    def __init__(
+        self, rules: GroupRules, sink: Sink, memory: int, compression: str = "none"
+    ) -> None:
         self.rules = rules
         self.rows = 0
         self._sink = sink
         self._memory = memory
+        self._free = memory
+        self._compression = compression
         self._builders: dict[str, ShardBuilder] = {}
         self._documents: Documents = {}
+        self._changed: set[str] = set()
+
+    def restore(self, group: RestoredGroup) -> None:
+        """Go on after rows that are stored; those of shards that are not full are held again."""
+        self.rows = group.rows
+        self._documents = dict(group.documents)
+        for name, pieces in group.begun.items():
+            variable = STEP if name == STEP.name else self.rules.variables[name]
+            shape, dtype = self.rules.shapes.get(name, ()), stored_dtype(variable.dtype)
+            layout = documents.layout(self._documents[name])
+            builder = ShardBuilder(layout, shape, dtype, fill_value(variable.dtype))
+            builder.rows = group.rows - sum(count for _, count in pieces)
+            for rows, count in pieces:
+                self._put_shards(name, builder.extend(rows, count))
+            self._builders[name] = builder
+            row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+            self._free = max(0, self._free - layout.shard[0] * row_bytes)
 
     def extend(self, block: Block) -> None:
         """Take rows; store the shards they fill."""
@@ -57,17 +94,33 @@ class GroupStore:
             name: values[: block.count] for name, values in block.arrays.items()
         }
         new = [name for name in columns if name not in self._builders]
-        for name in new:
-            self._begin(name, share=self._memory // (len(self._builders) + len(new)))
+        # What small arrays do not need is for the large.
+        new.sort(key=lambda name: columns[name].itemsize * math.prod(columns[name].shape[1:]))
+        for place, name in enumerate(new):
+            share = self._free // (len(new) - place)
+            self._begin(name, max(share, self._memory // _LATE_SHARE))
         for name, builder in self._builders.items():
-            self._put_shards(name, builder.extend(columns.get(name), block.count))
+            rows = columns.get(name)
+            if rows is not None and name != STEP.name:
+                rows = _bits(self.rules.variables[name], rows)
+            self._put_shards(name, builder.extend(rows, block.count))
         self.rows += block.count
 
     def _begin(self, name: str, share: int) -> None:
         variable = STEP if name == STEP.name else self.rules.variables[name]
         shape = self.rules.shapes.get(name, ())
-        layout = cut(variable.dims, shape, variable.dtype, share=share, largest=self._memory)
-        builder = ShardBuilder(layout, shape, variable.dtype, fill_value(variable.dtype))
+        dtype = stored_dtype(variable.dtype)
+        layout = cut(
+            variable.dims,
+            shape,
+            dtype,
+            share=share,
+            largest=self._memory,
+            compression=self._compression,
+        )
+        builder = ShardBuilder(layout, shape, dtype, fill_value(variable.dtype))
+        row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        self._free = max(0, self._free - layout.shard[0] * row_bytes)
         # An array that appears late was missing from all rows before.
         self._put_shards(name, builder.extend(None, self.rows))
         self._builders[name] = builder
@@ -77,34 +130,38 @@ class GroupStore:
         for key, parts in shards:
             self._sink.put(f"{self.rules.name}/{name}/{key}", parts)
 
-    def store(self) -> Documents:
-        """Store what is not stored yet; return the group's documents, by path."""
+    def store_rows(self) -> None:
+        """Store the rows and tables that are not stored yet."""
         found = self._documents
         if self.rules.layered and LAYER.name not in found:
             names = list(self.rules.layers)
             found[LAYER.name] = _store_table(self._sink, self.rules.name, LAYER, names)
-            self._put_document(LAYER.name)
+            self._changed.add(LAYER.name)
         if STEP.name not in self._builders:
             self._begin(STEP.name, share=self._memory)
-            self._put_document(STEP.name)
+            self._changed.add(STEP.name)
         tables = self.rules.tables()
         if tables is not None and COORDINATE_TABLES[0].name not in found:
             for variable, values in zip(COORDINATE_TABLES, tables, strict=True):
                 found[variable.name] = _store_table(self._sink, self.rules.name, variable, values)
-                self._put_document(variable.name)
-        changed = [
-            name for name, builder in self._builders.items() if found[name]["shape"][0] < self.rows
-        ]
-        for name in changed:
-            self._put_shards(name, self._builders[name].partial())
-        for name in changed:
-            # A new document: the committed one may still have to be said again.
-            found[name] = found[name] | {"shape": [self.rows, *found[name]["shape"][1:]]}
-            self._put_document(name)
+                self._changed.add(variable.name)
+        for name, builder in self._builders.items():
+            if found[name]["shape"][0] < self.rows:
+                self._put_shards(name, builder.partial())
+                # A new document: the committed one may still have to be said again.
+                found[name] = found[name] | {"shape": [self.rows, *found[name]["shape"][1:]]}
+                self._changed.add(name)
+
+    def store_documents(self) -> Documents:
+        """Store the documents of what `store_rows` stored; return all of the group's, by path."""
+        found = self._documents
         own = documents.group(self._attributes())
         if found.get("") != own:
             found[""] = own
-            self._put_document("")
+            self._changed.add("")
+        for name in sorted(self._changed):
+            self._put_document(name)
+        self._changed.clear()
         return {f"{self.rules.name}/{name}".rstrip("/"): found[name] for name in sorted(found)}
 
     def _attributes(self) -> Mapping[str, Any]:
@@ -116,6 +173,11 @@ class GroupStore:
     def _put_document(self, name: str) -> None:
         path = f"{self.rules.name}/{name}/zarr.json".replace("//", "/")
         self._sink.put(path, [documents.dump(self._documents[name])])
+
+
+def _bits(variable: Variable, rows: Array) -> Array:
+    """Return rows as they are stored: bfloat16 as its bits, anything else as it is."""
+    return bfloat16.encode(rows) if variable.dtype == BFLOAT16 else rows
 
 
 def store_layers(

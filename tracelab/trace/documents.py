@@ -13,23 +13,28 @@ import numpy as np
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
 from tracelab.trace.layout import Layout
-from tracelab.trace.schema import array_attributes
+from tracelab.trace.schema import BFLOAT16, BFLOAT16_NAN, array_attributes, stored_dtype
 from tracelab.typing import JSONValue
 
-__all__ = ["array", "dump", "group", "plain", "root", "table"]
+__all__ = ["array", "dump", "group", "layout", "plain", "root", "table"]
 
 Document = dict[str, Any]
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
 _FILL: Mapping[str, Any] = {"bool": False, "string": "", "float32": "NaN", "float64": "NaN"}
+# Its lowest level finds nearly all there is to find in noise; the rest is in the bit-shuffling.
+_LZ4 = {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
+_ZSTD = {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
 
 
 def array(variable: Variable, row_shape: Sequence[int], layout: Layout) -> Document:
     """Return the document of an array of rows, none of them committed yet."""
+    dtype = stored_dtype(variable.dtype)
+    compression = [_blosc(_LZ4, dtype)] if layout.compression == "lz4" else []
     sharding = {
         "chunk_shape": list(layout.chunk),
-        "codecs": [_bytes(variable.dtype), _CRC32C],
+        "codecs": [_bytes(dtype), *compression, _CRC32C],
         "index_codecs": [_BYTES, _CRC32C],
         "index_location": "end",
     }
@@ -37,25 +42,33 @@ def array(variable: Variable, row_shape: Sequence[int], layout: Layout) -> Docum
     return _array(variable, [0, *row_shape], layout.shard, codecs)
 
 
+def layout(document: Document) -> Layout:
+    """Return how an array of rows that `array` described is cut."""
+    sharding = document["codecs"][0]["configuration"]
+    shard = document["chunk_grid"]["configuration"]["chunk_shape"]
+    compressed = any(codec["name"] == "blosc" for codec in sharding["codecs"])
+    return Layout(tuple(sharding["chunk_shape"]), tuple(shard), "lz4" if compressed else "none")
+
+
 def table(variable: Variable, length: int, chunk: int) -> Document:
     """Return the document of a table's array, which is written once."""
     if variable.dtype == "string":
         codecs: list[Document] = [{"name": "vlen-utf8", "configuration": {}}]
     else:
-        blosc = {
-            "typesize": np.dtype(variable.dtype).itemsize,
-            "cname": "zstd",
-            "clevel": 5,
-            "shuffle": "bitshuffle",
-            "blocksize": 0,
-        }
-        codecs = [_bytes(variable.dtype), {"name": "blosc", "configuration": blosc}]
+        codecs = [_bytes(variable.dtype), _blosc(_ZSTD, variable.dtype)]
     return _array(variable, [length], [chunk], [*codecs, _CRC32C])
 
 
 def _bytes(dtype: str) -> Document:
     # A dtype of one byte has no byte order.
     return _BYTES if np.dtype(dtype).itemsize > 1 else {"name": "bytes"}
+
+
+def _blosc(settings: Mapping[str, Any], dtype: str) -> Document:
+    return {
+        "name": "blosc",
+        "configuration": {"typesize": np.dtype(dtype).itemsize, **settings},
+    }
 
 
 def _array(
@@ -65,15 +78,21 @@ def _array(
         "zarr_format": 3,
         "node_type": "array",
         "shape": list(shape),
-        "data_type": variable.dtype,
+        "data_type": stored_dtype(variable.dtype),
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": _FILL.get(variable.dtype, 0),
+        "fill_value": _fill(variable.dtype),
         "codecs": list(codecs),
         "attributes": array_attributes(variable),
         "dimension_names": list(variable.dims),
         "storage_transformers": [],
     }
+
+
+def _fill(dtype: str) -> Any:
+    if dtype == BFLOAT16:
+        return BFLOAT16_NAN
+    return _FILL.get(dtype, 0)
 
 
 def group(attributes: Mapping[str, JSONValue]) -> Document:

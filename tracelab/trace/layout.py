@@ -8,18 +8,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["GROUP_BYTES", "Layout", "cut"]
+__all__ = ["COMPRESSIONS", "GROUP_BYTES", "Layout", "cut"]
 
 MIB = 2**20
 
-GROUP_BYTES = 64 * MIB
-"""What one group may keep in memory between commits; also the largest shard."""
+GROUP_BYTES = 256 * MIB
+"""What one group may keep in memory between commits."""
 
+COMPRESSIONS = ("none", "lz4")
+
+SHARD_BYTES = 64 * MIB
+# Fewer files than this makes are not worth its memory, nor what a commit of a shard that is not
+# full writes again.
+SERIES_SHARD_BYTES = 32 * MIB
+VECTOR_SHARD_ROWS = 64
 MAX_SHARD_ROWS = 65_536
 COORDINATES = 16_384
 CELL_BYTES = 4 * MIB
 SERIES_ELEMENTS = 65_536
 LONGEST_AXIS = 2**20
+# The files of smaller chunks are small in any case, and codecs have a cost per call.
+COMPRESSED_BYTES = 64 * 2**10
+# Blosc takes less than 2 GiB at a time.
+CODEC_BYTES = 1024 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +41,13 @@ class Layout:
     ----------
     chunk, shard : tuple of int
         Shapes. A shard may reach beyond the array.
+    compression : {"none", "lz4"}
+        How a chunk's bytes are stored.
     """
 
     chunk: tuple[int, ...]
     shard: tuple[int, ...]
+    compression: str = "none"
 
     @property
     def chunks_per_shard(self) -> tuple[int, ...]:
@@ -42,7 +56,13 @@ class Layout:
 
 
 def cut(
-    dims: Sequence[str], row_shape: Sequence[int], dtype: str, *, share: int, largest: int
+    dims: Sequence[str],
+    row_shape: Sequence[int],
+    dtype: str,
+    *,
+    share: int,
+    largest: int = SHARD_BYTES,
+    compression: str = "none",
 ) -> Layout:
     """Return the layout of an array whose rows have a given shape.
 
@@ -62,24 +82,30 @@ def cut(
         Bytes of rows that may be held in memory until a shard is full.
     largest : int
         Bytes of the largest shard.
+    compression : {"none", "lz4"}
+        How chunks that are not tiny are stored.
 
     Returns
     -------
     Layout
-        Its shards hold as many rows as `share` allows, at least one, at most 65,536.
+        Its shards hold a power of two of rows: at least one, at most 65,536, as many as `share`
+        allows, and no more than 32 MiB of them or, of vectors, 64 steps.
     """
     sizes = dict(zip(dims[1:], row_shape, strict=True))
     itemsize = np.dtype(dtype).itemsize
     rows, inner = _chunk(sizes, itemsize)
     row_bytes = itemsize * math.prod(row_shape)
-    shard_rows = _power_of_two(min(max(1, share // row_bytes), MAX_SHARD_ROWS))
+    wanted = SERIES_SHARD_BYTES // row_bytes
+    if list(sizes) == ["coordinate"]:
+        wanted = max(wanted, VECTOR_SHARD_ROWS)
+    shard_rows = _power_of_two(max(1, min(share // row_bytes, wanted, MAX_SHARD_ROWS)))
     chunk = (min(rows, shard_rows), *inner)
     counts = [-(-size // part) for size, part in zip(row_shape, inner, strict=True)]
     chunk_bytes = itemsize * math.prod(chunk)
     while (
         counts
         and max(counts) > 1
-        and shard_rows // chunk[0] * math.prod(counts) * chunk_bytes > largest
+        and shard_rows // chunk[0] * math.prod(counts) * chunk_bytes > min(largest, SHARD_BYTES)
     ):
         widest = counts.index(max(counts))
         counts[widest] = -(-counts[widest] // 2)
@@ -87,7 +113,8 @@ def cut(
         shard_rows,
         *(count * part for count, part in zip(counts, inner, strict=True)),
     )
-    return Layout(chunk, shard)
+    compressible = COMPRESSED_BYTES <= chunk_bytes <= CODEC_BYTES
+    return Layout(chunk, shard, compression if compressible else "none")
 
 
 def _chunk(sizes: dict[str, int], itemsize: int) -> tuple[int, tuple[int, ...]]:

@@ -6,17 +6,19 @@ import contextlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import documents
-from tracelab.trace.blocks import Block, owned
+from tracelab.trace.blocks import Block, capacity, owned
 from tracelab.trace.commit import Documents, GroupStore
 from tracelab.trace.layout import GROUP_BYTES
 from tracelab.trace.locations import Sink
+from tracelab.trace.outbox import Outbox
+from tracelab.trace.restored import RestoredGroup, interrupted
 from tracelab.trace.rows import GroupRules
-from tracelab.typing import Array
+from tracelab.typing import Array, IntArray
 
 __all__ = ["Recorder"]
 
@@ -24,6 +26,9 @@ __all__ = ["Recorder"]
 # wait for the interpreter lock.
 _WAKE_BYTES = 8 * 2**20
 _WAKE_BLOCKS = 64
+
+# Two of the largest shards and their indexes: one is written while another waits for the disk.
+IN_FLIGHT_BYTES = 130 * 2**20
 
 
 class Recorder:
@@ -36,13 +41,17 @@ class Recorder:
     sink : Sink
         Where objects go.
     attributes : dict
-        Root attributes; changed through `update` only.
+        Root attributes; changed through `update` only. ``compression`` is how rows are stored.
     members : dict
         Documents that are stored already.
     queue_bytes : int
         Rows pending beyond which `put` blocks.
     flush_seconds : float
         How long a row waits for its commit at most.
+    when_full : {"block", "drop"}
+        Whether `put` waits for room or leaves rows out, which the trace then says.
+    restored : sequence of RestoredGroup
+        Groups that have rows already.
     """
 
     def __init__(
@@ -53,13 +62,17 @@ class Recorder:
         members: Documents,
         queue_bytes: int,
         flush_seconds: float,
+        when_full: str = "block",
+        restored: Sequence[RestoredGroup] = (),
     ) -> None:
         self._name = name
         self._sink = sink
+        self._compression: str = attributes["compression"]
+        self._drops = when_full == "drop"
         self._attributes = attributes
         self._queue_bytes = queue_bytes
         self._flush_seconds = flush_seconds
-        self._memory = min(GROUP_BYTES, max(queue_bytes // 4, 2**16))
+        self._memory = min(GROUP_BYTES, max(queue_bytes, 2**16))
         self._groups: dict[str, GroupStore] = {}
         self._members = members
         self._changed = threading.Condition()
@@ -70,12 +83,23 @@ class Recorder:
         self._starved = False
         self._accepted: Counter[str] = Counter()
         self._committed: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
         self._commit_at: float | None = None
         self._asked = 0
         self._answered = 0
         self._closing = False
         self._failure: Exception | None = None
-        self._commit_root(attributes, members)
+        for group in restored:
+            self._members = self._members | group.members()
+            self._accepted[group.rules.name] = self._committed[group.rules.name] = group.rows
+        self._commit_root(attributes, self._members)
+        self._outbox = Outbox(
+            sink, f"tracelab {name} storing", min(IN_FLIGHT_BYTES, self._memory), self._wake
+        )
+        for group in restored:
+            store = GroupStore(group.rules, self._outbox, self._memory, self._compression)
+            store.restore(group)
+            self._groups[group.rules.name] = store
         self._thread = threading.Thread(target=self._run, name=f"tracelab {name}", daemon=True)
         self._thread.start()
 
@@ -86,21 +110,59 @@ class Recorder:
         nbytes = rules.row_bytes(row)
         kept = owned(rules, row, nbytes)
         with self._changed:
-            while self._going() and self._pending and self._pending + nbytes > self._queue_bytes:
-                self._starved = True
-                self._changed.notify_all()
-                self._changed.wait()
-            block = self._filling.get(rules.name)
-            if block is None or not block.takes(kept):
-                if block is not None:
-                    self._queue.append(block)
-                block = self._filling[rules.name] = Block.begin(rules, kept, nbytes)
-            block.add(step, kept)
-            self._pending += nbytes
-            self._accepted[rules.name] += 1
-            self._schedule()
-            if self._full():
-                self._changed.notify_all()
+            if self._admits(rules.name, 1, nbytes):
+                self._block(rules, kept, nbytes).add(step, kept)
+                self._count(rules.name, 1, nbytes)
+
+    def extend(self, rules: GroupRules, steps: IntArray, rows: Mapping[str, Array]) -> None:
+        """Hand rows over, arrays with a leading dimension; what `put` does with each of them."""
+        nbytes = rules.row_bytes(rows)
+        if capacity(nbytes) == 1:
+            for number, step in enumerate(steps):
+                self.put(rules, int(step), {name: array[number] for name, array in rows.items()})
+            return
+        at_once = min(capacity(nbytes), max(1, self._queue_bytes // nbytes))
+        done = 0
+        while done < len(steps):
+            with self._changed:
+                count = min(at_once, len(steps) - done)
+                if not self._admits(rules.name, count, nbytes):
+                    done += count
+                    continue
+                first = {name: array[done] for name, array in rows.items()}
+                block = self._block(rules, first, nbytes)
+                taken = block.add_rows(steps, rows, done, count)
+                self._count(rules.name, taken, nbytes)
+            done += taken
+
+    def _admits(self, group: str, count: int, nbytes: int) -> bool:
+        """Wait until there is room for rows and return True; False if they are left out."""
+        wanted = count * nbytes
+        while self._going() and self._pending and self._pending + wanted > self._queue_bytes:
+            self._starved = True
+            self._changed.notify_all()
+            if self._drops:
+                self._dropped[group] += count
+                self._schedule()
+                return False
+            self._changed.wait()
+        return True
+
+    def _block(self, rules: GroupRules, row: Mapping[str, Array], nbytes: int) -> Block:
+        """Return the block that takes rows like this one, with room for one at least."""
+        block = self._filling.get(rules.name)
+        if block is None or not block.takes(row):
+            if block is not None:
+                self._queue.append(block)
+            block = self._filling[rules.name] = Block.begin(rules, row, nbytes)
+        return block
+
+    def _count(self, group: str, rows: int, nbytes: int) -> None:
+        self._pending += rows * nbytes
+        self._accepted[group] += rows
+        self._schedule()
+        if self._full():
+            self._changed.notify_all()
 
     def declare(self, rules: GroupRules) -> None:
         """Hand over a group's declaration, before its rows."""
@@ -114,6 +176,10 @@ class Recorder:
         with self._changed:
             self._attributes = {**self._attributes, **attributes}
             self._schedule()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _schedule(self) -> None:
         if self._commit_at is None:
@@ -142,12 +208,19 @@ class Recorder:
             while self._answered < mine and self._going():
                 self._changed.wait()
 
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """Number of rows left out so far, by group."""
+        with self._changed:
+            return dict(self._dropped)
+
     def stop(self) -> None:
-        """End the thread, without another commit."""
+        """End the threads, without another commit."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join()
+        self._outbox.stop()
 
     def _going(self) -> bool:
         """Return True, or raise because recording stopped."""
@@ -162,11 +235,11 @@ class Recorder:
             return
         lost = self._accepted - self._committed
         by_group = ", ".join(f"{count} of {group!r}" for group, count in sorted(lost.items()))
-        remedy = (
-            "make room or choose another location, then record again"
-            if isinstance(self._failure, OSError)
-            else "please report this to tracelab's developers"
-        )
+        remedy = "please report this to tracelab's developers"
+        if isinstance(self._failure, OSError):
+            remedy = "make room or choose another location, then record again"
+        if isinstance(self._failure, TraceError):
+            remedy = "resume=True goes on after it"
         raise TraceError(
             f"recording to {self._name} stopped: {type(self._failure).__name__}: {self._failure}; "
             f"rows handed over and lost: {by_group or 'none'}; what was committed before can be "
@@ -190,6 +263,8 @@ class Recorder:
                 attributes = self._attributes
                 items = self._take()
             try:
+                if self._outbox.failed:
+                    self._outbox.settle()
                 self._absorb(items)
                 if commit:
                     self._commit(attributes)
@@ -202,7 +277,13 @@ class Recorder:
                     self._changed.notify_all()
 
     def _due(self) -> bool:
-        return self._closing or self._asked > self._answered or self._full() or self._overdue()
+        return (
+            self._closing
+            or self._asked > self._answered
+            or self._full()
+            or self._overdue()
+            or self._outbox.failed
+        )
 
     def _overdue(self) -> bool:
         return self._commit_at is not None and time.monotonic() >= self._commit_at
@@ -219,7 +300,9 @@ class Recorder:
         while items:
             item = items.popleft()
             if isinstance(item, GroupRules):
-                self._groups[item.name] = GroupStore(item, self._sink, self._memory)
+                self._groups[item.name] = GroupStore(
+                    item, self._outbox, self._memory, self._compression
+                )
                 continue
             self._groups[item.group].extend(item)
             with self._changed:
@@ -232,22 +315,50 @@ class Recorder:
             self._commit_at = None
             if self._queue or self._filling or self._attributes is not attributes:
                 self._schedule()
+            attributes = self._described(attributes)
         members = dict(self._members)
         for group in self._groups.values():
-            members |= group.store()
+            group.store_rows()
+        self._outbox.settle()
+        for group in self._groups.values():
+            members |= group.store_documents()
+        self._outbox.settle()
         self._commit_root(attributes, members)
         self._members = members
         with self._changed:
             self._committed = Counter({name: group.rows for name, group in self._groups.items()})
+
+    def _described(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return root attributes that say which rows were left out."""
+        if not self._dropped:
+            return attributes
+        by_group = ", ".join(
+            f"{count} of {name!r}" for name, count in sorted(self._dropped.items())
+        )
+        reason = f"rows left out because storage did not keep up: {by_group}"
+        before = Counter(attributes.get("dropped_rows", {}))
+        return {
+            **attributes,
+            "state": "recording" if attributes["state"] == "recording" else "incomplete",
+            "incomplete_reasons": [*attributes["incomplete_reasons"], reason],
+            "dropped_rows": dict(sorted((before + self._dropped).items())),
+        }
 
     def _commit_root(self, attributes: Mapping[str, Any], members: Documents) -> None:
         document = documents.root(attributes, members)
         self._sink.put("zarr.json", [documents.dump(document)])
 
     def _fail(self, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        reasons = [*self._attributes["incomplete_reasons"], reason]
-        attributes = {**self._attributes, "state": "incomplete", "incomplete_reasons": reasons}
+        with self._changed:
+            attributes = self._described(self._attributes)
+        attributes = {
+            **attributes,
+            "state": "incomplete",
+            **interrupted(attributes, f"{type(error).__name__}: {error}"),
+        }
+        # What was on its way when the first object failed must not come after the last document.
+        with contextlib.suppress(Exception):
+            self._outbox.settle()
         # On a full disk this fails too; the trace then says "recording" for ever.
         with contextlib.suppress(Exception):
             self._commit_root(attributes, self._members)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,25 @@ import numpy as np
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
 from tracelab.trace import documents
-from tracelab.trace.schema import DTYPES, KINDS, NAME, RESERVED_GROUPS, Kind, fill_value
+from tracelab.trace.schema import (
+    BFLOAT16,
+    DTYPES,
+    KINDS,
+    NAME,
+    RESERVED_GROUPS,
+    SKETCHED,
+    Kind,
+    fill_value,
+    taken_dtype,
+)
 from tracelab.typing import Array, IntArray
 
-__all__ = ["GroupRules", "declare"]
+__all__ = ["GroupRules", "declare", "with_dtype"]
 
 _NOT_ROWS = ("step", "layer", "coordinate_layer", "coordinate_index")
 _SAMPLED = ("sampled", "mean_sampled")
 _FULL = ("full", "mean_full")
+_ROW_DTYPES = (DTYPES - {"string"}) | {BFLOAT16}
 
 
 @dataclass(slots=True)
@@ -52,11 +63,19 @@ class GroupRules:
     known: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = field(default_factory=dict)
     always: tuple[str, ...] = ()
     last_step: int = -1
+    # Names of the last row, and its bytes: nearly always those of the next.
+    weighed: tuple[tuple[str, ...], int] = ((), 8)
 
     @property
     def layered(self) -> bool:
         """Whether anything of its kind belongs to layers."""
         return any({"layer", "coordinate"} & set(v.dims) for v in self.kind.variables)
+
+    @property
+    def sketched_dtype(self) -> str | None:
+        """What `declare` was given as ``dtype``, if the kind is one of tracelab's with sketches."""
+        dtypes = {v.dtype for v in self.kind.variables if v.name in SKETCHED}
+        return dtypes.pop() if self.kind.name in KINDS and dtypes else None
 
     def row(self, step: Any, arrays: Mapping[str, Any]) -> tuple[int, dict[str, Array]]:
         """Return a checked row; what it settles is kept only if all of it is right.
@@ -97,6 +116,49 @@ class GroupRules:
         self.last_step = number
         return number, checked
 
+    def rows(self, steps: Any, arrays: Mapping[str, Any]) -> tuple[IntArray, dict[str, Array]]:
+        """Return checked rows that all hold the same arrays; what they settle, as `row` does.
+
+        Returns
+        -------
+        steps : ndarray of int64, shape (row,)
+        arrays : dict of str to ndarray, shape (row, ...)
+            As given, if they are arrays.
+
+        Raises
+        ------
+        UsageError
+            What `row` says of any of them.
+        """
+        given = {name: self._array(name, value) for name, value in arrays.items()}
+        numbers = self._array("steps", steps)
+        if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+            raise UsageError(
+                f"group {self.name!r}: steps must be a sequence of integers, got an array of "
+                f"{numbers.dtype} of shape {numbers.shape}"
+            )
+        for name, array in given.items():
+            if array.shape[:1] != numbers.shape:
+                raise UsageError(
+                    f"group {self.name!r}: {name!r} has the shape {array.shape}, and its first "
+                    f"dimension must be that of the {numbers.size} steps"
+                )
+        if numbers.size == 0:
+            return np.empty(0, dtype=np.int64), given
+        for number in numbers[[0, -1]]:
+            self._step(number)
+        backwards = np.flatnonzero(numbers[1:] <= numbers[:-1])
+        if backwards.size:
+            place = int(backwards[0])
+            raise UsageError(
+                f"group {self.name!r}: step {numbers[place + 1]} does not come after step "
+                f"{numbers[place]}; steps must increase"
+            )
+        first = {name: np.asarray(array[0]) for name, array in given.items()}
+        self.row(numbers[0], first)
+        self.last_step = int(numbers[-1])
+        return numbers.astype(np.int64), given
+
     def _check_complete(self, step: int, row: Mapping[str, Array]) -> None:
         for name in self.always:
             if name not in row:
@@ -107,7 +169,10 @@ class GroupRules:
 
     def row_bytes(self, row: Iterable[str]) -> int:
         """Return the bytes of a row that holds these arrays, with its step."""
-        return 8 + sum(self.known[name][2] for name in row)
+        names = tuple(row)
+        if names != self.weighed[0]:
+            self.weighed = names, 8 + sum(self.known[name][2] for name in names)
+        return self.weighed[1]
 
     def _step(self, step: Any) -> int:
         try:
@@ -153,7 +218,7 @@ class GroupRules:
 
     def _check(self, name: str, given: Array) -> None:
         variable = self._variable(name)
-        if given.dtype.kind not in _allowed(np.dtype(variable.dtype)):
+        if given.dtype.kind not in _allowed(taken_dtype(variable.dtype)):
             raise UsageError(
                 f"group {self.name!r}: {name!r} is stored as {variable.dtype}, got {given.dtype}; "
                 "convert it first"
@@ -191,13 +256,31 @@ class GroupRules:
                     raise UsageError(f"group {self.name!r}: dimension {dim!r} of {name!r} is empty")
         self._check_coordinates({**self.variables, **variables}, sizes)
         self.sizes = sizes
+        self._keep(variables, {name: array.shape for name, array in arrays.items()})
+
+    def restore(
+        self,
+        variables: Mapping[str, Variable],
+        shapes: Mapping[str, tuple[int, ...]],
+        last_step: int,
+    ) -> None:
+        """Go on from rows that are stored: their arrays, their shapes and their last step."""
+        for name, shape in shapes.items():
+            for dim, size in zip(variables[name].dims[1:], shape, strict=True):
+                self.sizes.setdefault(dim, (size, name))
+        self._keep(variables, shapes)
+        self.last_step = last_step
+
+    def _keep(
+        self, variables: Mapping[str, Variable], shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
         self.variables = {**self.variables, **variables}
-        self.shapes = {**self.shapes, **{name: array.shape for name, array in arrays.items()}}
+        self.shapes = {**self.shapes, **shapes}
         self.known = {
             name: (
-                np.dtype(variable.dtype),
+                taken_dtype(variable.dtype),
                 self.shapes[name],
-                np.dtype(variable.dtype).itemsize * math.prod(self.shapes[name]),
+                taken_dtype(variable.dtype).itemsize * math.prod(self.shapes[name]),
             )
             for name, variable in self.variables.items()
         }
@@ -237,8 +320,10 @@ class GroupRules:
         """Return the coordinate tables to store: as declared, or of every coordinate in order."""
         if self.coordinates is not None:
             return self.coordinates
-        if not any(name in self.variables for name in _SAMPLED):
-            return None
+        return self.every_coordinate() if any(n in self.variables for n in _SAMPLED) else None
+
+    def every_coordinate(self) -> tuple[IntArray, IntArray]:
+        """Return the coordinate tables of every coordinate of its layers, in order."""
         numel = list(self.layers.values())
         return (
             np.repeat(np.arange(len(numel), dtype=np.int32), numel),
@@ -261,6 +346,7 @@ def declare(
     attrs: Mapping[str, Any] | None,
     coordinates: tuple[Any, Any] | None,
     variables: Sequence[Variable] | None,
+    dtype: str | None = None,
 ) -> GroupRules:
     """Return the rules of a new group.
 
@@ -287,7 +373,7 @@ def declare(
             raise UsageError(f"group {name!r}: the attribute {reserved!r} is set by tracelab")
     rules = GroupRules(
         name,
-        _kind(name, kind or name, variables),
+        with_dtype(name, _kind(name, kind or name, variables), dtype),
         numel,
         {
             "kind": kind or name,
@@ -325,15 +411,35 @@ def _kind(group: str, kind: str, variables: Sequence[Variable] | None) -> Kind:
             and variable.dims[:1] == ("step",)
             and len(set(variable.dims)) == len(variable.dims)
             and all(NAME.fullmatch(dim) for dim in variable.dims)
-            and variable.dtype in DTYPES - {"string"}
+            and variable.dtype in _ROW_DTYPES
         )
         if not fits:
             raise UsageError(
                 f"group {group!r}: {variable} cannot be stored; its name must be a plain one, its "
                 f"dims start with 'step' and differ, its dtype be one of "
-                f"{', '.join(sorted(DTYPES - {'string'}))}"
+                f"{', '.join(sorted(_ROW_DTYPES))}"
             )
     return Kind(kind, tuple(variables))
+
+
+def with_dtype(group: str, kind: Kind, dtype: str | None) -> Kind:
+    """Return a kind whose sketched arrays are stored as `dtype`."""
+    if dtype is None:
+        return kind
+    if dtype not in ("float32", BFLOAT16):
+        raise UsageError(
+            f"group {group!r}: sketches are stored as float32 or {BFLOAT16}, got dtype={dtype!r}"
+        )
+    if kind.name not in KINDS or not set(SKETCHED) & set(kind.names()):
+        raise UsageError(
+            f"group {group!r}: dtype= is for the sketches of a kind of tracelab's, and "
+            f"{kind.name!r} has none; give the dtype of each Variable"
+        )
+    variables = [
+        replace(variable, dtype=dtype) if variable.name in SKETCHED else variable
+        for variable in kind.variables
+    ]
+    return replace(kind, variables=tuple(variables))
 
 
 def _sketch(group: str, sketch: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from tracelab.contracts import Variable
 from tracelab.typing import Array
 
 __all__ = [
+    "BFLOAT16",
+    "BFLOAT16_NAN",
     "COORDINATE_TABLES",
     "DTYPES",
     "FORMAT",
@@ -25,10 +28,13 @@ __all__ = [
     "LAYER_TABLE",
     "NAME",
     "RESERVED_GROUPS",
+    "SKETCHED",
     "STEP",
     "Kind",
     "array_attributes",
     "fill_value",
+    "stored_dtype",
+    "taken_dtype",
 ]
 
 FORMAT = "tracelab"
@@ -45,6 +51,11 @@ DTYPES = frozenset(
     | {"float32", "float64", "string"}
 )
 """Every dtype a trace may hold; nothing in it needs more than reading bytes."""
+
+BFLOAT16 = "bfloat16"
+"""A dtype of variables: the upper half of a float32, stored as uint16 that says so."""
+
+BFLOAT16_NAN = 0x7FC0
 
 STEP = Variable(
     "step", ("step",), "step", "int64", "number of completed optimizer steps before this row"
@@ -160,6 +171,10 @@ def _statistics() -> Kind:
     return Kind("statistics", tuple(variables))
 
 
+SKETCHED = ("projected", "sampled", "full", "mean_projected", "mean_sampled", "mean_full")
+"""Arrays of tracelab's kinds that hold sketches of vectors."""
+
+
 def _sketches(units: str, text: str, inner: tuple[str, ...] = ()) -> tuple[Variable, ...]:
     step = ("step", *inner)
     return (
@@ -220,13 +235,28 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
+def stored_dtype(dtype: str) -> str:
+    """Return the dtype of a variable's stored array: bfloat16 is kept as its bits."""
+    return "uint16" if dtype == BFLOAT16 else dtype
+
+
+def taken_dtype(dtype: str) -> np.dtype[Any]:
+    """Return the NumPy dtype in which rows of a variable are handed over."""
+    return np.dtype("float32" if dtype == BFLOAT16 else dtype)
+
+
 def fill_value(dtype: str) -> Array | None:
     """Return what stands for an array missing from a row, or None if the dtype has nothing."""
+    if dtype == BFLOAT16:
+        return np.asarray(BFLOAT16_NAN, dtype=np.uint16)
     if dtype.startswith("float"):
         return np.asarray(np.nan, dtype=dtype)
     return np.asarray(False) if dtype == "bool" else None
 
 
 def array_attributes(variable: Variable) -> dict[str, str]:
-    """Return the attributes of a stored array: unit and description."""
-    return {"units": variable.units, "long_name": variable.description}
+    """Return the attributes of a stored array: unit, description, and what its bits stand for."""
+    attributes = {"units": variable.units, "long_name": variable.description}
+    if variable.dtype == BFLOAT16:
+        attributes["stored_dtype"] = BFLOAT16
+    return attributes

@@ -1,8 +1,12 @@
 """Assembles rows into shards in memory, in the byte layout of Zarr's ``sharding_indexed`` codec.
 
-Chunks are stored uncompressed with a crc32c behind each, in the order in which rows arrive. So a
-chunk has one place and one length for ever: a shard rewritten with more rows agrees with every
-index a reader may have read before.
+A chunk that was committed has one place and one length for ever: a shard rewritten with more rows
+agrees with every index a reader may have read before. So chunks follow each other as their rows
+arrive, and what a chunk's bytes are is settled when it is first stored:
+
+- as they are, with their crc32c behind them;
+- or, with LZ4, compressed once the chunk is full. A chunk that a commit finds before it is full is
+  in Blosc's container but not compressed, whose length does not depend on the values, and stays so.
 """
 
 from __future__ import annotations
@@ -17,15 +21,26 @@ import numpy as np
 from numcodecs.blosc import BITSHUFFLE, Blosc  # type: ignore[import-untyped]
 
 from tracelab.trace.layout import Layout
-from tracelab.typing import Array
+from tracelab.typing import Array, IntArray
 
-__all__ = ["Part", "ShardBuilder", "checksummed", "encode_strings", "encode_table"]
+__all__ = [
+    "Part",
+    "ShardBuilder",
+    "checksummed",
+    "compressed",
+    "encode_strings",
+    "encode_table",
+]
 
 Part: TypeAlias = bytes | memoryview
 Shard: TypeAlias = tuple[str, list[Part]]
 
 # The offset and length that the codec's index gives to a chunk that is not there.
 _MISSING = np.iinfo(np.uint64).max
+
+_LZ4: Any = Blosc(cname="lz4", clevel=1, shuffle=BITSHUFFLE)
+_STORED: Any = Blosc(cname="lz4", clevel=0, shuffle=BITSHUFFLE)
+_BLOSC_HEADER = 16
 
 
 class ShardBuilder:
@@ -34,7 +49,7 @@ class ShardBuilder:
     Parameters
     ----------
     layout : Layout
-        Chunks and shards, step first.
+        Chunks and shards, step first, and how chunks are compressed.
     row_shape : tuple of int
         Shape of one row.
     dtype : str
@@ -49,23 +64,21 @@ class ShardBuilder:
         self.rows = 0
         self._fill = fill
         self._chunk_rows, self._shard_rows = layout.chunk[0], layout.shard[0]
-        self._dtype = np.dtype(
-            [("values", np.dtype(dtype).newbyteorder("<"), layout.chunk), ("crc", "<u4")]
-        )
         # A row crosses the shards side by side; each is a column of shards along step.
         grid = [
             range(-(-size // extent))
             for size, extent in zip(row_shape, layout.shard[1:], strict=True)
         ]
         self._columns = [
-            _Column(position, layout, row_shape) for position in itertools.product(*grid)
+            _Column(position, layout, row_shape, np.dtype(dtype).newbyteorder("<"))
+            for position in itertools.product(*grid)
         ]
 
     def extend(self, rows: Array | None, count: int) -> Iterator[Shard]:
         """Take `count` rows, None where they are missing; yield the shards they fill.
 
-        A shard is a chunk key and its content. The caller stores it before it asks for the next:
-        then no more than one row's shards are held.
+        A shard is a chunk key and its content, which the builder lets go: it does not change when
+        more rows come. The caller takes care of it before it asks for the next.
         """
         done = 0
         while done < count:
@@ -76,53 +89,45 @@ class ShardBuilder:
             self.rows += taken
             done += taken
             for column in self._columns:
-                self._place(column, inside, part, taken)
+                column.place(inside, part, taken, self._fill)
                 if self.rows % self._chunk_rows == 0:
-                    column.seal()
+                    column.complete()
                     if self.rows % self._shard_rows == 0:
                         yield column.encode(shard)
                         column.clear()
 
     def partial(self) -> Iterator[Shard]:
-        """Yield (chunk key, content) of the shards that are begun and not full."""
+        """Yield (chunk key, content) of the shards that are begun and not full.
+
+        The content is the builder's own memory: it has to be stored before more rows come.
+        """
         if self.rows % self._shard_rows:
             for column in self._columns:
-                column.seal()
+                if self.rows % self._chunk_rows:
+                    column.pin()
                 yield column.encode(self.rows // self._shard_rows)
-
-    def _place(self, column: _Column, first: int, rows: Array | None, count: int) -> None:
-        if first == 0:
-            column.blocks.append(None)
-        block = column.blocks[-1]
-        if block is None and rows is None:
-            return
-        if block is None:
-            block = np.zeros(len(column.cells), self._dtype)
-            column.blocks[-1] = block
-            if first:
-                block["values"][:, :first] = self._fill
-        values = block["values"]
-        if rows is None:
-            values[:, first : first + count] = self._fill
-            return
-        for cell, (source, target) in enumerate(column.cells):
-            place: Any = (cell, slice(first, first + count), *target)
-            values[place] = rows[(slice(None), *source)]
 
 
 class _Column:
-    """The shards at one place of a row: their chunks, by rows of chunks, None where missing."""
+    """The shards at one place of a row, by rows of chunks.
+
+    A row of chunks is a block, an array of one slot for each chunk, while its rows arrive and where
+    chunks are stored as they are; compressed chunks otherwise; None where all rows were missing.
+    """
 
     def __init__(
-        self, position: tuple[int, ...], layout: Layout, row_shape: tuple[int, ...]
+        self,
+        position: tuple[int, ...],
+        layout: Layout,
+        row_shape: tuple[int, ...],
+        dtype: np.dtype[Any],
     ) -> None:
-        self.blocks: list[Array | None] = []
+        self._blocks: list[Array | list[Part] | None] = []
         self._position = position
-        self._sealed = 0
         per_shard = layout.chunks_per_shard
         self._index_shape = (per_shard[0], math.prod(per_shard[1:]))
         # For each chunk that touches the array: what of a row goes where in the chunk.
-        self.cells: list[tuple[tuple[slice, ...], tuple[slice, ...]]] = []
+        self._cells: list[tuple[tuple[slice, ...], tuple[slice, ...]]] = []
         self._places: list[int] = []
         for place, inside in enumerate(itertools.product(*map(range, per_shard[1:]))):
             starts = [
@@ -137,42 +142,114 @@ class _Column:
             ]
             if all(length > 0 for length in lengths):
                 source = tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))
-                self.cells.append((source, tuple(slice(0, n) for n in lengths)))
+                self._cells.append((source, tuple(slice(0, n) for n in lengths)))
                 self._places.append(place)
+        self._compresses = layout.compression != "none"
+        self._pinned = False
+        self._spare: Array | None = None
+        slot: list[Any] = [("values", dtype, layout.chunk), ("crc", "<u4")]
+        if self._compresses:
+            slot.insert(0, ("header", "u1", _BLOSC_HEADER))
+            empty = _STORED.encode(np.zeros(layout.chunk, dtype))
+            self._header = np.frombuffer(empty[:_BLOSC_HEADER], dtype="u1")
+        self._slot = np.dtype(slot)
 
-    def seal(self) -> None:
-        """Put checksums behind the chunks that changed."""
-        for block in self.blocks[self._sealed :]:
-            if block is not None:
-                raw = block.view(np.uint8).reshape(len(block), -1)
-                block["crc"] = [google_crc32c.value(chunk[:-4]) for chunk in raw]
-        # The last row of chunks may get more rows.
-        self._sealed = max(0, len(self.blocks) - 1)
+    def place(self, first: int, rows: Array | None, count: int, fill: Array | None) -> None:
+        """Put rows into the present row of chunks, from its row `first` on."""
+        if first == 0:
+            self._blocks.append(None)
+        block = self._blocks[-1]
+        if block is None and rows is None:
+            return
+        if block is None:
+            block = self._blocks[-1] = self._empty()
+            if first:
+                block["values"][:, :first] = fill
+        assert isinstance(block, np.ndarray)
+        values = block["values"]
+        if rows is None:
+            values[:, first : first + count] = fill
+            return
+        for cell, (source, target) in enumerate(self._cells):
+            place: Any = (cell, slice(first, first + count), *target)
+            values[place] = rows[(slice(None), *source)]
+
+    def _empty(self) -> Array:
+        # Zeros beyond the last row and the array's edge: equal rows make equal files.
+        block, self._spare = self._spare, None
+        if block is None:
+            block = np.zeros(len(self._cells), self._slot)
+        else:
+            block["values"] = 0
+        if self._compresses:
+            block["header"] = self._header
+        return block
+
+    def complete(self) -> None:
+        """Settle the bytes of a row of chunks that is full."""
+        block = self._blocks[-1]
+        pinned, self._pinned = self._pinned, False
+        if not isinstance(block, np.ndarray):
+            return
+        if not self._compresses or pinned:
+            _checksum(block)
+            return
+        # Blosc works without the interpreter lock.
+        self._blocks[-1] = [checksummed(compressed(values)) for values in block["values"]]
+        self._spare = block
+
+    def pin(self) -> None:
+        """Make the row of chunks that is not full ready to be stored, at its place for ever."""
+        block = self._blocks[-1]
+        if isinstance(block, np.ndarray):
+            _checksum(block)
+            self._pinned = True
 
     def encode(self, shard: int) -> Shard:
         """Return the chunk key and the content: chunks, then their index with its checksum."""
         index = np.full((*self._index_shape, 2), _MISSING, dtype="<u8")
         parts: list[Part] = []
         offset = 0
-        for row, block in enumerate(self.blocks):
-            if block is not None:
-                slot = block.itemsize
-                index[row, self._places, 0] = offset + slot * np.arange(len(block), dtype="<u8")
-                index[row, self._places, 1] = slot
+        for row, block in enumerate(self._blocks):
+            if block is None:
+                continue
+            lengths: IntArray
+            if isinstance(block, np.ndarray):
+                lengths = np.full(len(block), block.itemsize)
                 parts.append(block.view(np.uint8).data)
-                offset += block.nbytes
+            else:
+                lengths = np.array([len(chunk) for chunk in block])
+                parts += block
+            ends = offset + np.cumsum(lengths)
+            index[row, self._places, 0] = ends - lengths
+            index[row, self._places, 1] = lengths
+            offset = int(ends[-1])
         parts.append(checksummed(index.tobytes()))
         return ".".join(map(str, ("c", shard, *self._position))), parts
 
     def clear(self) -> None:
-        """Forget a shard that was stored."""
-        self.blocks = []
-        self._sealed = 0
+        """Forget a shard that was given back."""
+        self._blocks = []
+
+
+def compressed(values: Array) -> bytes:
+    """Return an array's bytes bit-shuffled and with LZ4, as Zarr's ``blosc`` codec stores them."""
+    encoded: bytes = _LZ4.encode(values)
+    return encoded
+
+
+def _checksum(block: Array) -> None:
+    raw = block.view(np.uint8).reshape(len(block), -1)
+    block["crc"] = [google_crc32c.value(chunk[:-4]) for chunk in raw]
+
+
+def _crc(content: bytes) -> bytes:
+    return int(google_crc32c.value(content)).to_bytes(4, "little")
 
 
 def checksummed(content: bytes) -> bytes:
     """Return bytes with their crc32c behind them, as Zarr's codec stores it."""
-    return content + int(google_crc32c.value(content)).to_bytes(4, "little")
+    return content + _crc(content)
 
 
 def encode_strings(texts: Sequence[str]) -> bytes:

@@ -12,14 +12,32 @@ from typing import Any, Self
 from tracelab.contracts import Variable
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import documents, exits
+from tracelab.trace.agreement import agree
 from tracelab.trace.commit import store_layers
-from tracelab.trace.locations import Location
+from tracelab.trace.locations import Location, Sink
+from tracelab.trace.lock import Lock
 from tracelab.trace.recorder import Recorder
+from tracelab.trace.restored import Restored, interrupted
 from tracelab.trace.rows import GroupRules, declare
 
-__all__ = ["Writer", "given_attributes"]
+__all__ = ["RESERVED", "Writer", "given_attributes"]
 
-_RESERVED = ("format", "format_version", "run", "created", "state", "incomplete_reasons")
+RESERVED = (
+    "format",
+    "format_version",
+    "run",
+    "created",
+    "state",
+    "incomplete_reasons",
+    "interruptions",
+    "dropped_rows",
+    "generation",
+    "resumed",
+    "writer",
+    "rank",
+    "world_size",
+)
+"""Root attributes that tracelab sets."""
 
 
 class Writer:
@@ -47,30 +65,39 @@ class Writer:
     def __init__(
         self,
         location: Location,
+        sink: Sink,
         layers: Mapping[str, tuple[int, ...]],
         kinds: Mapping[str, str],
         attributes: Mapping[str, Any],
         *,
         queue_bytes: int,
         flush_seconds: float,
+        when_full: str = "block",
+        lock: Lock | None = None,
+        restored: Restored | None = None,
     ) -> None:
         self.run: str = attributes["run"]
         self.location = location.name
         self.path: Path | None = location.folder
         self.layers = dict(layers)
         self._attributes = dict(attributes)
-        self._groups: dict[str, GroupRules] = {}
+        groups = () if restored is None else restored.groups
+        self._groups: dict[str, GroupRules] = {each.rules.name: each.rules for each in groups}
+        # Recorded by an earlier writer, and not declared anew.
+        self._inherited = {*self._groups}
+        self._held = lock
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self._closed = False
-        sink = location.sink()
         self._recorder = Recorder(
             self.location,
             sink,
             dict(attributes),
-            store_layers(sink, layers, kinds),
+            store_layers(sink, layers, kinds) if restored is None else dict(restored.layers),
             queue_bytes,
             flush_seconds,
+            when_full,
+            groups,
         )
         exits.register(self)
 
@@ -84,6 +111,7 @@ class Writer:
         attrs: Mapping[str, Any] | None = None,
         coordinates: tuple[Any, Any] | None = None,
         variables: Sequence[Variable] | None = None,
+        dtype: str | None = None,
     ) -> None:
         """Declare a group before its first row; needed only where the defaults do not fit.
 
@@ -104,15 +132,20 @@ class Writer:
             the layer. Default: every coordinate of the group's layers, in order.
         variables : sequence of Variable, optional
             The arrays, if the kind is not one of tracelab's.
+        dtype : {"float32", "bfloat16"}, optional
+            How the sketches of one of tracelab's kinds are stored. Default: ``"float32"``.
+            ``"bfloat16"`` takes half the bytes and keeps three digits of any magnitude.
 
         Raises
         ------
         UsageError
-            If the group exists already, or something in its declaration cannot be.
+            If the group exists already, or something in its declaration cannot be. A group of a
+            trace that goes on is declared as it was, or not at all.
         """
         with self._lock:
             self._check_open()
-            if group in self._groups:
+            known = self._groups.get(group)
+            if known is not None and group not in self._inherited:
                 raise UsageError(
                     f"group {group!r} exists already; define it once, before its first row"
                 )
@@ -125,7 +158,14 @@ class Writer:
                 attrs=attrs,
                 coordinates=coordinates,
                 variables=variables,
+                dtype=dtype,
             )
+            if known is not None:
+                agree(self.location, known, rules)
+                # It may have arrays that no row has held yet.
+                known.kind = rules.kind
+                self._inherited.discard(group)
+                return
             self._recorder.declare(rules)
             self._groups[group] = rules
 
@@ -151,13 +191,42 @@ class Writer:
             If recording stopped, for instance on a full disk.
         """
         with self._lock:
-            self._check_open()
-            rules = self._groups.get(group)
-            if rules is None:
-                self.define(group)
-                rules = self._groups[group]
+            rules = self._rules(group)
             number, row = rules.row(step, arrays)
             self._recorder.put(rules, number, row)
+
+    def extend(self, group: str, *, steps: Any, **arrays: Any) -> None:
+        """Add many rows to a group; as `append` of each of them, and much cheaper.
+
+        Parameters
+        ----------
+        group : str
+            Name of the group.
+        steps : sequence of int, shape (row,)
+            The rows' steps, increasing.
+        **arrays
+            What `append` takes, with a leading dimension ``row``. All rows hold the same arrays.
+
+        Raises
+        ------
+        UsageError
+            If a row does not fit the group; none of them is recorded.
+        TraceError
+            If recording stopped, for instance on a full disk.
+        """
+        with self._lock:
+            rules = self._rules(group)
+            numbers, rows = rules.rows(steps, arrays)
+            if numbers.size:
+                self._recorder.extend(rules, numbers, rows)
+
+    def _rules(self, group: str) -> GroupRules:
+        self._check_open()
+        rules = self._groups.get(group)
+        if rules is None:
+            self.define(group)
+            rules = self._groups[group]
+        return rules
 
     def set_attrs(self, **attrs: Any) -> None:
         """Set attributes of the trace, such as ``optimizer`` or ``seed``.
@@ -177,16 +246,28 @@ class Writer:
                 given["software"] = {**self._attributes["software"], **given["software"]}
             self._update(given)
 
-    def mark_incomplete(self, reason: str) -> None:
-        """Note that something is missing from the trace; closing then says "incomplete"."""
+    def mark_incomplete(self, reason: str, *, lasting: bool = True) -> None:
+        """Note that something is missing from the trace; closing then says "incomplete".
+
+        Parameters
+        ----------
+        reason : str
+            What, or why.
+        lasting : bool
+            Whether it still holds when recording goes on with ``resume=``; the end of a process
+            does not.
+        """
         # A forked child must not touch a lock that a thread of its parent may hold.
         if self._pid != os.getpid():
             return
         with self._lock:
             if self._closed:
                 return
-            reasons = [*self._attributes["incomplete_reasons"], str(reason)]
-            self._update({"incomplete_reasons": reasons})
+            if lasting:
+                reasons = [*self._attributes["incomplete_reasons"], str(reason)]
+                self._update({"incomplete_reasons": reasons})
+            else:
+                self._update(interrupted(self._attributes, str(reason)))
 
     def flush(self) -> None:
         """Return once every row appended so far is committed.
@@ -215,18 +296,23 @@ class Writer:
             self._closed = True
             reasons = self._attributes["incomplete_reasons"]
             for rules in self._groups.values():
-                rules.attrs = {**rules.attrs, "complete": not reasons}
+                complete = not reasons and not self._recorder.dropped
+                rules.attrs = {**rules.attrs, "complete": complete}
             self._update({"state": "incomplete" if reasons else "complete"})
             try:
                 self._recorder.flush()
             finally:
-                self._recorder.stop()
-                exits.forget(self)
+                self._end()
 
     def abandon(self) -> None:
         """End the recording without another commit, because the trace is being replaced."""
         self._closed = True
+        self._end()
+
+    def _end(self) -> None:
         self._recorder.stop()
+        if self._held is not None:
+            self._held.release()
         exits.forget(self)
 
     def _update(self, attributes: Mapping[str, Any]) -> None:
@@ -254,7 +340,8 @@ class Writer:
         if kind is None:
             self.close()
             return
-        self.mark_incomplete(f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+        reason = f"{kind.__name__}: {error}" if str(error) else kind.__name__
+        self.mark_incomplete(reason, lasting=False)
         try:
             self.close()
         except TraceError as second:
@@ -278,7 +365,7 @@ def given_attributes(attrs: Mapping[str, Any]) -> dict[str, Any]:
         If tracelab sets one of them itself, or JSON cannot hold it.
     """
     for name in attrs:
-        if name in _RESERVED:
+        if name in RESERVED:
             raise UsageError(f"the attribute {name!r} is set by tracelab and cannot be given")
     plain: dict[str, Any] = documents.plain(dict(attrs), "attrs")
     return plain

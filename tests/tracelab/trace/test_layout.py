@@ -16,8 +16,8 @@ def layout(dims, shape, dtype="float32", share=64 * MIB, largest=64 * MIB):
 def test_a_cell_of_noise_is_one_chunk():
     found = layout(("step", "batch", "layer", "direction"), (512, 20, 256))
     assert found.chunk == (1, 512, 1, 256)
-    # 10 MiB a row: four rows stay below 64 MiB, the next power of two does not.
-    assert found.shard == (4, 512, 20, 256)
+    # 10 MiB a row: two rows stay below 32 MiB, the next power of two does not.
+    assert found.shard == (2, 512, 20, 256)
 
 
 def test_vectors_are_cut_into_16_steps_by_16384_coordinates():
