@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
 from tracelab.schedule import Schedule
 from tracelab.sketch import Sample
-from tracelab.trace import Writer
 from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.handover import Handover
 from tracelab_collectors.lane import Lane
@@ -40,20 +40,19 @@ class Member:
             sources = dict.fromkeys(self.recording.reads, weights)
             self.recording.reduce(Block((0,), sources))
 
-    def define(self, writer: Writer, name: str) -> None:
-        """Declare its group."""
+    def definition(self) -> dict[str, Any]:
+        """Return how its group is declared: the arguments of `tracelab.Writer.define`."""
         recording = self.recording
         layout = recording.layout
         numel = dict(zip(layout.names, layout.numel, strict=True))
         tables = [each.tables(numel) for each in recording.sketches if isinstance(each, Sample)]
-        writer.define(
-            name,
-            kind=self.kind,
-            layers=layout.names,
-            sketches=recording.sketches,
-            attrs={"schedule": self.schedule.describe(), **recording.attrs},
-            coordinates=tables[0] if tables else None,
-        )
+        return {
+            "kind": self.kind,
+            "layers": layout.names,
+            "sketches": recording.sketches,
+            "attrs": {"schedule": self.schedule.describe(), **recording.attrs},
+            "coordinates": tables[0] if tables else None,
+        }
 
 
 @dataclass(slots=True)
@@ -62,10 +61,7 @@ class _Due:
 
     schedule: Schedule
     action: Callable[[int], None]
-    step: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.advance(0)
+    step: int
 
     def advance(self, step: int) -> None:
         found = self.schedule.next(step)
@@ -83,6 +79,8 @@ class Agenda:
         The collectors, by group name.
     handover : Handover
         Where blocks go.
+    first : int
+        The first step.
 
     Attributes
     ----------
@@ -90,18 +88,22 @@ class Agenda:
         The next step at which anything is due: a step before it costs one comparison.
     """
 
-    def __init__(self, run: Run, members: Mapping[str, Member], handover: Handover) -> None:
+    def __init__(
+        self, run: Run, members: Mapping[str, Member], handover: Handover, first: int = 0
+    ) -> None:
         self._run = run
         self._members = members
         self._handover = handover
         self._scale: Tensor | None = None
         self._lanes = self._make_lanes()
-        self._due = [_Due(lane.schedule, partial(self._copy, lane)) for lane in self._lanes]
+        self._due = [_Due(lane.schedule, partial(self._copy, lane), first) for lane in self._lanes]
         self._due += [
-            _Due(member.schedule, partial(self._probe, name, member.recording))
+            _Due(member.schedule, partial(self._probe, name, member.recording), first)
             for name, member in members.items()
             if member.recording.probe
         ]
+        for due in self._due:
+            due.advance(first)
         self.next = self._first()
 
     def record(self, step: int, scale: Tensor | None) -> None:

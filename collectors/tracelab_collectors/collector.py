@@ -69,6 +69,8 @@ class Recording:
         Whether `reduce` measures by itself: it is called in the training thread, at one step.
     final : bool
         Whether a last row is recorded at the end of the run, after the last step.
+    from_start : bool
+        Whether it measures from `Run.start_weights`, which the trace then keeps.
     """
 
     layout: Layout
@@ -78,6 +80,7 @@ class Recording:
     attrs: Mapping[str, Any] = field(default_factory=dict)
     probe: bool = False
     final: bool = False
+    from_start: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class Run:
         As given to ``attach``.
     data_size : int, optional
         Number of examples in `data`.
+    start : Tensor of shape (weight,), optional
+        All weights at the start of the run, in order, where the run goes on.
     """
 
     layout: Layout
@@ -111,10 +116,23 @@ class Run:
     loss: Loss | None = None
     data: Any = None
     data_size: int | None = None
+    start: Tensor | None = None
 
     def weights(self, layout: Layout) -> Tensor:
         """Return a flat copy of the present weights of a layout's layers."""
         tensors = [self.parameters[name].detach() for name in layout.names]
+        return layout.flat(tensors, dtype=self.dtype, device=self.device)
+
+    def start_weights(self, layout: Layout) -> Tensor:
+        """Return a flat copy of the weights at the start: present ones unless the run goes on."""
+        if self.start is None:
+            return self.weights(layout)
+        tensors = [
+            self.start[offset : offset + numel].view(shape)
+            for offset, numel, shape in zip(
+                layout.offsets, layout.numel, layout.shapes, strict=True
+            )
+        ]
         return layout.flat(tensors, dtype=self.dtype, device=self.device)
 
 

@@ -32,7 +32,8 @@ def forget(session: Session) -> None:
 
 def _detach_all() -> None:
     for session in tuple(_open):
-        session.writer.mark_incomplete("the process ended before the session was closed")
+        reason = "the process ended before the session was closed"
+        session.writer.mark_incomplete(reason, lasting=False)
         try:
             session.detach()
         except Exception as error:

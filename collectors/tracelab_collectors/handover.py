@@ -32,6 +32,8 @@ class Handover:
     device : torch.device
         Where blocks are. Those on a CPU are reduced in the background; any other device reduces
         them in the order of its stream, and only the results are waited for in the background.
+    recorded : mapping of str to int, optional
+        Step of the last row that each group has already, of a trace that goes on.
 
     Attributes
     ----------
@@ -41,12 +43,15 @@ class Handover:
         Groups that the background appends nothing more to.
     """
 
-    def __init__(self, writer: Writer, device: torch.device) -> None:
+    def __init__(
+        self, writer: Writer, device: torch.device, recorded: Mapping[str, int] | None = None
+    ) -> None:
         self.failures: deque[tuple[str, Exception]] = deque()
         self.failed: set[str] = set()
         # Stopped in the training thread: what was handed over before is still appended.
         self._stopped: set[str] = set()
         self._writer = writer
+        self._recorded = recorded or {}
         self._in_background = device.type == "cpu"
         self._worker = Worker(f"tracelab {writer.run[:8]}")
 
@@ -123,6 +128,9 @@ class Handover:
                 # Nobody changes it any more: the writer need not copy.
                 array.setflags(write=False)
             for row, step in enumerate(steps):
+                # The last weights of a run that was ended are the first of the one that goes on.
+                if step <= self._recorded.get(name, -1):
+                    continue
                 values = {key: array[row] for key, array in found.items()}
                 self._writer.append(name, step=step, **values)
         except Exception as error:

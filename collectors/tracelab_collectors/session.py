@@ -15,8 +15,17 @@ from torch import Tensor, nn
 from tracelab.errors import IncompleteTraceWarning, TraceError, UsageError
 from tracelab.sketch import Project, Sample
 from tracelab.trace import Writer, create
+from tracelab.trace.resuming import look
 from tracelab_collectors import exits
 from tracelab_collectors.agenda import Agenda, Member
+from tracelab_collectors.beginning import (
+    START,
+    Beginning,
+    begin,
+    check_start,
+    recorded_start,
+    store_start,
+)
 from tracelab_collectors.collector import Collector, Loss, Run
 from tracelab_collectors.gradients import Gradients
 from tracelab_collectors.handover import STEPS, Handover
@@ -41,9 +50,13 @@ def attach(
     loss: Loss | None = None,
     data: Any = None,
     data_size: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    resume: bool | int = False,
+    rank: int | None = None,
+    world_size: int | None = None,
+    run_id: str | None = None,
     strict: bool = False,
     layers: str | None = None,
     exclude: str | None = None,
@@ -72,12 +85,21 @@ def attach(
         callable that takes a tensor of indices and returns a batch; for probes.
     data_size : int, optional
         Number of examples, where `data` has no length.
-    seed : int
-        Seed of what probes draw.
+    seed : int, optional
+        Seed of what probes draw. Default: 0, or that of the trace that goes on.
     metadata : mapping, optional
         Anything of the user's that JSON can hold.
     overwrite : bool
         Replace the trace at `path`, if there is one.
+    resume : bool or int
+        Go on with the trace at `path`, if there is one. With a step, the first step of this session
+        is that one: restore the checkpoint that was saved after so many optimizer steps, and give
+        their number. What was recorded of later steps is moved to a trace of its own. With True,
+        the session goes on after the last step that was recorded: for a run that ended, and whose
+        last weights are those of now.
+    rank, world_size, run_id : optional
+        Record one process of a job into a trace of its own inside the one at `path`; see ``rank``,
+        ``world_size`` and ``run`` of `tracelab.create`.
     strict : bool
         Raise where a collector fails. Default: warn once, go on without it and mark the trace as
         incomplete.
@@ -108,11 +130,17 @@ def attach(
             raise UsageError(
                 f"collectors must hold collectors such as Gradients(), got {collector!r}"
             )
-    names = [STEPS, *(collector.name for collector in collectors)]
+    names = [STEPS, START, *(collector.name for collector in collectors)]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two groups are called {name!r}; give one of them name=")
     subject = Subject.of(model, optimizer, layers, exclude)
+    shapes = dict(zip(subject.layout.names, subject.layout.shapes, strict=True))
+    found = look(path, resume, rank)
+    if found is not None:
+        found.check_layers(shapes, subject.kinds)
+        seed = int(found.snapshot.attrs.get("seed", 0)) if seed is None else seed
+    seed = seed or 0
     first = next(iter(subject.parameters.values()))
     double = any(each.dtype == torch.float64 for each in subject.parameters.values())
     run = Run(
@@ -125,27 +153,39 @@ def attach(
         loss,
         data,
         data_size,
+        recorded_start(found),
     )
     bound = {
         collector.name: Member(collector.kind, collector.schedule, collector.bind(run))
         for collector in collectors
     }
-    for member in bound.values():
+    recordings = {name: member.recording for name, member in bound.items()}
+    check_start(found, run.start, recordings)
+    for name, member in bound.items():
+        if found is not None:
+            found.check_group(name, **member.definition())
         member.rehearse(run)
+    beginning = begin(found, resume, STEPS, recordings)
     writer = create(
         path,
-        dict(zip(subject.layout.names, subject.layout.shapes, strict=True)),
+        shapes,
         metadata,
         overwrite=overwrite,
+        resume=resume,
+        rank=rank,
+        world_size=world_size,
+        run=run_id,
         attrs={**subject.attrs, "seed": seed, "software": {"torch": torch.__version__}},
         kinds=subject.kinds,
     )
     try:
         for name, member in bound.items():
-            member.define(writer, name)
-        return Session(run, optimizer, writer, bound, strict=strict)
+            writer.define(name, **member.definition())
+        if run.start is None and any(each.from_start for each in recordings.values()):
+            store_start(writer, run, beginning.step)
+        return Session(run, optimizer, writer, bound, beginning, strict=strict)
     except BaseException:
-        writer.mark_incomplete("recording could not start")
+        writer.mark_incomplete("recording could not start", lasting=False)
         writer.close()
         raise
 
@@ -169,16 +209,17 @@ class Session:
         optimizer: torch.optim.Optimizer,
         writer: Writer,
         members: Mapping[str, Member],
+        beginning: Beginning,
         *,
         strict: bool,
     ) -> None:
         self.writer = writer
         self._strict = strict
         self._groups = [STEPS, *members]
-        self._handover = Handover(writer, run.device)
-        self._agenda = Agenda(run, members, self._handover)
+        self._handover = Handover(writer, run.device, beginning.recorded)
+        self._agenda = Agenda(run, members, self._handover, beginning.step)
         self._rows = StepRows()
-        self._taken = 0
+        self._taken = beginning.step
         self._fires = [0] * len(run.parameters)
         self._found_inf: Tensor | None = None
         self._stepping = False
@@ -186,13 +227,14 @@ class Session:
         self._suspended = False
         self._open = True
         self._error: Exception | None = None
-        self._started = self._handed_over = time.perf_counter()
+        self._handed_over = time.perf_counter()
+        self._started = self._handed_over - beginning.wall_time
         self._hooks = Hooks(self, optimizer, list(run.parameters.values()))
         exits.register(self)
 
     @property
     def step(self) -> int:
-        """Number of optimizer steps begun since `attach`."""
+        """Number of optimizer steps begun, with those before the session of a run that goes on."""
         return self._taken
 
     def log(self, **scalars: float | Tensor) -> None:
@@ -256,7 +298,8 @@ class Session:
         if kind is None:
             self.detach()
             return
-        self.writer.mark_incomplete(f"{kind.__name__}: {error}" if str(error) else kind.__name__)
+        reason = f"{kind.__name__}: {error}" if str(error) else kind.__name__
+        self.writer.mark_incomplete(reason, lasting=False)
         try:
             self.detach()
         except Exception as second:

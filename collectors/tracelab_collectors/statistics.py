@@ -70,9 +70,9 @@ class Statistics:
                 )
 
     def bind(self, run: Run) -> Recording:
-        """Return the recording of one run; the distance is from the weights at this moment."""
+        """Return the recording of one run; the distance is from the weights at its start."""
         layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
-        start = run.weights(layout)
+        start = run.start_weights(layout)
         quantities = [quantity for quantity in QUANTITIES if quantity in self.quantities]
 
         def reduce(block: Block) -> dict[str, Tensor]:
@@ -87,4 +87,5 @@ class Statistics:
             moved = block.sources["weight"] - start
             return arrays | {"distance": squared_norms(moved, layout).sqrt()}
 
-        return Recording(layout, reduce, reads=frozenset({*quantities, "weight"}))
+        reads = frozenset({*quantities, "weight"})
+        return Recording(layout, reduce, reads=reads, from_start=True)

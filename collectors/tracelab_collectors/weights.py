@@ -63,11 +63,11 @@ class Weights:
         object.__setattr__(self, "sketch", validate(self.sketch))
 
     def bind(self, run: Run) -> Recording:
-        """Return the recording of one run; the distance is from the weights at this moment."""
+        """Return the recording of one run; the distance is from the weights at its start."""
         layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
         sketches = validate(self.sketch)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
-        start = run.weights(layout)
+        start = run.start_weights(layout)
 
         def reduce(block: Block) -> dict[str, Tensor]:
             weights = block.sources["weight"]
@@ -77,4 +77,11 @@ class Weights:
                 "distance": squared_norms(weights - start, layout).sqrt(),
             }
 
-        return Recording(layout, reduce, reads=frozenset({"weight"}), sketches=sketches, final=True)
+        return Recording(
+            layout,
+            reduce,
+            reads=frozenset({"weight"}),
+            sketches=sketches,
+            final=True,
+            from_start=True,
+        )

@@ -55,7 +55,7 @@ class Ranks(Mapping[int, "Trace"]):
         return f"<tracelab.Ranks: {', '.join(map(str, self._found)) or 'none'}>"
 
 
-def place(location: Location, rank: int, world_size: int | None) -> Location:
+def place(location: Location, rank: int, world_size: int | None = None) -> Location:
     """Return where the trace of a rank is.
 
     Raises

@@ -16,6 +16,7 @@ from tracelab.errors import TraceError, UsageError
 from tracelab.trace import documents, readback
 from tracelab.trace.agreement import agree
 from tracelab.trace.locations import Location, PathLike, resolve
+from tracelab.trace.ranks import place
 from tracelab.trace.restored import Restored, RestoredGroup
 from tracelab.trace.rows import GroupRules, declare, with_dtype
 from tracelab.trace.schema import (
@@ -232,7 +233,7 @@ def first_step(resume: bool | int) -> int | None:
     return step
 
 
-def look(path: PathLike, resume: bool | int) -> Found | None:
+def look(path: PathLike, resume: bool | int, rank: int | None = None) -> Found | None:
     """Return the trace at a path that recording shall go on after, or None if there is none.
 
     Parameters
@@ -241,9 +242,13 @@ def look(path: PathLike, resume: bool | int) -> Found | None:
         As for `create`.
     resume : bool or int
         As for `create`.
+    rank : int, optional
+        As for `create`.
     """
     step = first_step(resume)
     location = resolve(path)
+    if rank is not None:
+        location = place(location, rank)
     return find(location, step) if resume is not False and is_trace(location) else None
 
 
