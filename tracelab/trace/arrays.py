@@ -1,4 +1,4 @@
-"""What reads an array of a trace: our own reader in folders and behind URLs, else zarr-python."""
+"""What reads an array of a trace: our own reader, or zarr-python what we do not write."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 from tracelab.errors import DamagedError, TracelabError
 from tracelab.trace.bfloat16 import decode
 from tracelab.trace.locations import Location
-from tracelab.trace.remote import RemoteStore
 from tracelab.trace.remoteshards import RemoteShards
 from tracelab.trace.schema import BFLOAT16
 from tracelab.trace.shardfile import Shards, readable
@@ -69,7 +68,7 @@ def open_array(location: Location, path: str, document: Mapping[str, Any]) -> Re
     found: Readable
     if location.folder is not None and readable(document):
         found = Shards.of(location.folder, path, document)
-    elif isinstance(location.store, RemoteStore) and (known := form(document)) is not None:
+    elif (known := form(document)) is not None:
         found = RemoteShards(location.store, location.name, path, known)
     else:
         found = _ByZarr(location.store, location.name, path, document)
@@ -100,7 +99,10 @@ class _Bfloat16:
 
 @dataclass(frozen=True, slots=True)
 class _ByZarr:
-    """zarr-python's array, made when it is read: all of them would take longer than opening."""
+    """An array stored in another way than ours: with other codecs, say.
+
+    zarr-python's array is made when it is read: making all of a trace's takes longer than opening.
+    """
 
     store: Store
     where: str

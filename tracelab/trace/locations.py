@@ -17,6 +17,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, ZipStore
 
 from tracelab.errors import TraceError, UsageError
+from tracelab.trace.plainfiles import File, UnusableError
 from tracelab.trace.prefixed import Prefixed
 from tracelab.trace.remote import RemoteStore
 from tracelab.trace.schema import NAME
@@ -25,6 +26,10 @@ from tracelab.trace.shards import Part
 __all__ = ["Location", "PathLike", "Sink", "resolve"]
 
 PathLike: TypeAlias = str | os.PathLike[str] | Store
+
+# A member of a .zip is not read if it unpacks to more than that and more than so many times.
+BOMB_BYTES = 2**26
+BOMB_RATIO = 200
 
 
 class Sink(Protocol):
@@ -94,14 +99,25 @@ class Location:
         return not sync(self.store.is_empty(""))
 
     def read(self, key: str, limit: int) -> bytes | None:
-        """Return an object's bytes, `limit` of them at most, or None if it is not there."""
+        """Return an object's bytes, `limit` of them at most, or None if it is not there.
+
+        Raises
+        ------
+        TraceError
+            If it is no plain file, or cannot be read.
+        """
         if self.folder is not None:
             # A zarr store would create the folder it looks into.
-            try:
-                with (self.folder / key).open("rb") as file:
-                    return file.read(limit)
-            except (FileNotFoundError, NotADirectoryError):
+            path = self.folder / key
+            if not os.path.lexists(path):
                 return None
+            try:
+                with File.at(path) as file:
+                    content = bytearray(min(limit, file.size))
+                    file.read_into([content], 0)
+                    return bytes(content)
+            except UnusableError as flaw:
+                raise TraceError(f"{self.name} cannot be read: {key} {flaw}") from None
         part = RangeByteRequest(0, limit)
         found = sync(self.store.get(key, default_buffer_prototype(), part))
         return None if found is None else found.to_bytes()
@@ -117,7 +133,7 @@ class Location:
         if self.folder is None:
             return int(sync(self.store.getsize_prefix(prefix)))
         return sum(
-            os.path.getsize(os.path.join(parent, name))
+            _size(os.path.join(parent, name))
             for parent, _, names in os.walk(self.folder / prefix)
             for name in names
         )
@@ -255,6 +271,25 @@ def _archive(path: Path) -> Store:
             f"there is no file {path}; a .zip can be read only, record to a folder and zip it"
         )
     try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(path, archive.infolist())
         return sync(ZipStore.open(path, mode="r"))
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
         raise TraceError(f"{path} cannot be read as a zip file: {error}") from None
+
+
+def _check_members(path: Path, members: Sequence[zipfile.ZipInfo]) -> None:
+    for member in members:
+        if member.file_size > max(BOMB_BYTES, BOMB_RATIO * member.compress_size):
+            raise TraceError(
+                f"{path} is refused: {member.filename[:200]!r} would unpack {member.compress_size} "
+                f"bytes to {member.file_size}; zip the trace without compression (zip -0)"
+            )
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except FileNotFoundError:
+        # Renamed meanwhile: the trace is being recorded.
+        return 0

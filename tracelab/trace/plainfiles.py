@@ -18,7 +18,7 @@ SUPPORTED = hasattr(os, "preadv") and os.open in os.supports_dir_fd
 _SHORTAGE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _LINK = "is a symbolic link, which a trace does not hold; put a copy of the file in its place"
 _FLAGS = os.O_RDONLY
-for _name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
+for _name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
     _FLAGS |= getattr(os, _name, 0)
 _FOLDER = getattr(os, "O_DIRECTORY", 0)
 
@@ -131,7 +131,7 @@ class File:
             If the file ends before, or the disk cannot read it.
         """
         try:
-            got = os.preadv(self._descriptor, buffers, offset)
+            got = _read_at(self._descriptor, buffers, offset)
             position = 0
             # Seldom more than the one call: a signal, or more than 2 GiB.
             for buffer in buffers:
@@ -160,9 +160,21 @@ class File:
         os.close(self._descriptor)
 
 
+def _read_at(descriptor: int, buffers: Sequence[Any], offset: int) -> int:
+    """Fill buffers as far as one call does it; return the number of bytes."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, buffers, offset)
+    # Windows: nobody else has this descriptor.
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    first = memoryview(buffers[0]).cast("B")
+    content = os.read(descriptor, len(first))
+    first[: len(content)] = content
+    return len(content)
+
+
 def _open(name: str, flags: int, above: int | None) -> int:
     try:
-        return os.open(name, flags, dir_fd=above)
+        return os.open(name, flags) if above is None else os.open(name, flags, dir_fd=above)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK) or _is_link(name, above):
             raise UnusableError(_LINK) from None
@@ -171,7 +183,8 @@ def _open(name: str, flags: int, above: int | None) -> int:
 
 def _is_link(name: str, above: int | None) -> bool:
     try:
-        return stat.S_ISLNK(os.stat(name, dir_fd=above, follow_symlinks=False).st_mode)
+        found = os.lstat(name) if above is None else os.lstat(name, dir_fd=above)
+        return stat.S_ISLNK(found.st_mode)
     except OSError:
         return False
 

@@ -18,7 +18,7 @@ from zarr.core.sync import sync
 
 from tracelab.errors import DamagedError
 from tracelab.trace.plainfiles import UnusableError
-from tracelab.trace.shardfile import chunk_name, entries, index_bytes, place
+from tracelab.trace.shardfile import chunk_name, encoded_bytes, entries, index_bytes, place
 from tracelab.trace.shardform import Form, Piece, select
 from tracelab.typing import Array
 
@@ -164,11 +164,11 @@ class RemoteShards:
 
     async def _fetch(self, key: str, pieces: Pieces) -> _Fetched | None:
         stored = self._stored
-        if not stored.indexed:
-            return _whole(await self._get(key, None))
-        tail = index_bytes(stored)
-        if math.prod(stored.cells) * (stored.chunk_bytes + 20) + tail <= WHOLE_BYTES:
-            return _whole(await self._get(key, None))
+        tail = index_bytes(stored) if stored.indexed else 0
+        size = math.prod(stored.cells) * encoded_bytes(stored)[1] + tail
+        if not stored.indexed or size <= WHOLE_BYTES:
+            # One byte more than it can have tells that it has too many.
+            return _whole(await self._get(key, RangeByteRequest(0, size + 1)))
         index = self._indexes.get(key)
         if index is None:
             index = await self._get(key, SuffixByteRequest(tail))

@@ -24,8 +24,19 @@ from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
 from tracelab.trace.shardform import Form, Piece, form, select
 from tracelab.typing import Array, IntArray
 
-__all__ = ["Bytes", "Flaw", "Shards", "check", "chunk_name", "entries", "index_bytes"]
-__all__ += ["place", "read", "readable"]
+__all__ = [
+    "Bytes",
+    "Flaw",
+    "Shards",
+    "check",
+    "chunk_name",
+    "encoded_bytes",
+    "entries",
+    "index_bytes",
+    "place",
+    "read",
+    "readable",
+]
 
 # As zarr-python does: Blosc's own threads are shared by the process.
 blosc.use_threads = False
@@ -283,15 +294,19 @@ def place(
         yield from _load(file, stored, run, values, memory)
 
 
+def encoded_bytes(stored: Form) -> tuple[int, int]:
+    """Return how many bytes a stored chunk has at least and at most."""
+    if stored.dtype.kind == "T":
+        return _CRC_BYTES, TEXT_BYTES
+    plain = stored.chunk_bytes + _CRC_BYTES
+    return (
+        (_HEADER_BYTES + _CRC_BYTES, plain + _HEADER_BYTES) if stored.compressed else (plain,) * 2
+    )
+
+
 def _misfit(stored: Form, offset: int, length: int, limit: int) -> str | None:
     """Return what is wrong with a chunk's place, before memory is taken for it."""
-    least, most = _CRC_BYTES, stored.chunk_bytes + _CRC_BYTES
-    if stored.dtype.kind == "T":
-        most = TEXT_BYTES
-    elif stored.compressed:
-        least, most = _HEADER_BYTES + _CRC_BYTES, most + _HEADER_BYTES
-    else:
-        least = most
+    least, most = encoded_bytes(stored)
     if not least <= length <= most:
         return f"has {length} bytes, where {least} to {most} can be"
     if offset + length > limit:

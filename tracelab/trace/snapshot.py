@@ -7,17 +7,17 @@ plain path segment, dtypes that are bytes, codecs that only unpack, sizes that c
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from zarr.errors import BaseZarrError
 
 from tracelab.errors import TraceError
+from tracelab.trace import strictjson
+from tracelab.trace.declarations import LABELS, check_array, check_group, check_root, extents
 from tracelab.trace.locations import Location
-from tracelab.trace.schema import DTYPES, FORMAT, FORMAT_VERSION, NAME
+from tracelab.trace.schema import FORMAT, FORMAT_VERSION, LAYER_TABLE, NAME
 
 __all__ = [
     "MAX_DOCUMENT_BYTES",
@@ -31,15 +31,12 @@ __all__ = [
 ]
 
 ROOT = "zarr.json"
-MAX_DOCUMENT_BYTES = 2**28
+MAX_DOCUMENT_BYTES = strictjson.MAX_BYTES
 MAX_ROWS = 10**8
-MAX_CHUNK_BYTES = 2**31
-MAX_CHUNKS_PER_SHARD = 2**24
-MAX_CHUNKS_ALONG_A_DIMENSION = 2**22
-
-_CODECS = frozenset(
-    {"blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
-)
+MAX_LAYERS = 10**6
+MAX_SAID = 300
+MAX_CHUNKS_OF_A_GROUP = 2**22
+"""Along the dimensions of its arrays, together: making datasets of them takes time and memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,20 +84,20 @@ def take(location: Location) -> Snapshot:
     if not isinstance(attributes, dict) or attributes.get("format") != FORMAT:
         raise TraceError(f"{location.name} is a Zarr store but not a tracelab trace")
     found = attributes.get("format_version")
-    if found != FORMAT_VERSION:
+    if not isinstance(found, int) or isinstance(found, bool) or found != FORMAT_VERSION:
         raise TraceError(
-            f"{location.name} has format version {found!r}, this tracelab reads {FORMAT_VERSION}; "
-            "install the version that wrote it, or a newer one"
+            f"{location.name} has format version {repr(found)[:20]}, this tracelab reads "
+            f"{FORMAT_VERSION}; install the version that wrote it, or a newer one"
         )
     try:
         members = document["consolidated_metadata"]["metadata"]
-        if not isinstance(attributes["run"], str) or not isinstance(attributes["state"], str):
-            raise TypeError("run and state must be texts")
-        return Snapshot(attributes, groups_of(members))
+        check_root(attributes)
+        groups = groups_of(members)
+        _check_layers(groups.get("layers"))
+        return Snapshot(attributes, groups)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise TraceError(
-            f"{location.name} is damaged: its {ROOT} cannot be used ({problem})"
+        raise _unusable(
+            location, f"no {error}" if isinstance(error, KeyError) else str(error)
         ) from None
 
 
@@ -117,12 +114,20 @@ def _root(location: Location) -> dict[str, Any]:
     if len(content) > MAX_DOCUMENT_BYTES:
         raise TraceError(f"{location.name} is damaged: its {ROOT} is larger than any trace's")
     try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
+        document = strictjson.parse(content)
+    except (json.JSONDecodeError, UnicodeDecodeError):
         document = None
+    except ValueError as error:
+        raise _unusable(location, str(error)) from None
     if not isinstance(document, dict):
         raise TraceError(f"{location.name} is damaged: its {ROOT} is not a JSON object")
     return document
+
+
+def _unusable(location: Location, problem: str) -> TraceError:
+    # A document may name a thing in a million characters.
+    said = problem if len(problem) <= MAX_SAID else f"{problem[:MAX_SAID]}..."
+    return TraceError(f"{location.name} is damaged: its {ROOT} cannot be used ({said})")
 
 
 def groups_of(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
@@ -143,8 +148,7 @@ def groups_of(members: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
         if document["node_type"] != wanted or document["zarr_format"] != 3:
             raise ValueError(f"{path!r} is no {wanted} of Zarr format 3")
         if wanted == "group":
-            if not isinstance(document["attributes"].get("kind"), str):
-                raise ValueError(f"{path!r} has no kind")
+            check_group(path, document["attributes"])
             groups[path] = document["attributes"]
         else:
             check_array(path, document)
@@ -166,67 +170,28 @@ def _sizes(group: str, arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, int
                 raise ValueError(
                     f"{group}/{name} has {size} along {dim!r}, other arrays {sizes[dim]}"
                 )
-    if sizes.get("step", 0) > MAX_ROWS:
-        raise ValueError(f"{group} declares {sizes['step']} rows, at most {MAX_ROWS} can be read")
-    for name in ("step", "layer"):
+    for name, most, what in (("step", MAX_ROWS, "rows"), ("layer", MAX_LAYERS, "layers")):
+        if sizes.get(name, 0) > most:
+            raise ValueError(f"{group} declares {sizes[name]} {what}, at most {most} can be read")
+    for name in LABELS:
         if name in sizes and name not in arrays:
             raise ValueError(f"{group} has no array {name!r}")
+    count = sum(
+        -(-size // part)
+        for document in arrays.values()
+        for size, part in zip(document["shape"], extents(document), strict=True)
+    )
+    if count > MAX_CHUNKS_OF_A_GROUP:
+        raise ValueError(f"{group} declares {count} chunks side by side, too many to look at")
     return sizes
 
 
-def check_array(path: str, document: Mapping[str, Any]) -> None:
-    """Check an array's document.
-
-    Raises
-    ------
-    ValueError, KeyError, TypeError
-        If it cannot be what a trace holds.
-    """
-    if document["data_type"] not in DTYPES:
-        raise ValueError(f"{path} has the data type {document['data_type']!r}")
-    shape, dims = document["shape"], document["dimension_names"]
-    if not (_whole(shape, 0) and len(dims) == len(shape) and math.prod(shape) < 2**62):
-        raise ValueError(f"{path} has the shape {shape!r} and the dimensions {dims!r}")
-    if not all(isinstance(dim, str) and NAME.fullmatch(dim) for dim in dims):
-        raise ValueError(f"{path} has the dimensions {dims!r}")
-    name = path.split("/")[-1]
-    if name in ("step", "layer") and (
-        dims != [name] or document["data_type"] != ("int64" if name == "step" else "string")
-    ):
-        raise ValueError(f"{path} is not what labels the dimension {name!r}")
-    grid = document["chunk_grid"]
-    chunk = grid["configuration"]["chunk_shape"]
-    if grid["name"] != "regular" or not _whole(chunk, 1) or len(chunk) != len(shape):
-        raise ValueError(f"{path} has the chunk grid {grid!r}")
-    for codec in document["codecs"]:
-        if codec["name"] not in _CODECS:
-            raise ValueError(f"{path} needs the codec {codec['name']!r}")
-        if codec["name"] == "sharding_indexed":
-            chunk = _check_sharding(path, codec["configuration"], chunk)
-    if any(
-        size // part > MAX_CHUNKS_ALONG_A_DIMENSION for size, part in zip(shape, chunk, strict=True)
-    ):
-        raise ValueError(f"{path} has the shape {shape}, too large for chunks of {chunk}")
-    itemsize = 16 if document["data_type"] == "string" else np.dtype(document["data_type"]).itemsize
-    if itemsize * math.prod(chunk) > MAX_CHUNK_BYTES:
-        raise ValueError(f"{path} has chunks of shape {chunk}, too large to read")
-
-
-def _check_sharding(path: str, sharding: Mapping[str, Any], shard: list[int]) -> list[int]:
-    chunk: list[int] = sharding["chunk_shape"]
-    fits = _whole(chunk, 1) and len(chunk) == len(shard)
-    if not fits or any(whole % part for whole, part in zip(shard, chunk, strict=True)):
-        raise ValueError(f"{path} has shards {shard!r} of chunks {chunk!r}")
-    if math.prod(shard) // math.prod(chunk) > MAX_CHUNKS_PER_SHARD:
-        raise ValueError(f"{path} has shards {shard!r} of too many chunks {chunk!r}")
-    for codec in [*sharding["codecs"], *sharding["index_codecs"]]:
-        if codec["name"] not in _CODECS - {"sharding_indexed"}:
-            raise ValueError(f"{path} needs the codec {codec['name']!r}")
-    return chunk
-
-
-def _whole(numbers: Any, least: int) -> bool:
-    return isinstance(numbers, list) and all(
-        isinstance(number, int) and not isinstance(number, bool) and number >= least
-        for number in numbers
-    )
+def _check_layers(table: Group | None) -> None:
+    if table is None:
+        raise ValueError("it has no table of layers")
+    for variable in LAYER_TABLE:
+        document = table.arrays.get(variable.name)
+        if document is None:
+            raise ValueError(f"its table of layers has no {variable.name!r}")
+        if document["dimension_names"] != ["layer"] or document["data_type"] != variable.dtype:
+            raise ValueError(f"layers/{variable.name} is not what a table of layers has")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tracelab.errors import TraceError
+from tracelab.errors import DamagedError, TraceError
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
 
@@ -39,7 +39,7 @@ def test_the_good_one_opens(good, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"a":', b"nan"]
+    "content", [b"", b"hello", b"[1]", b"\xff\xfe", b'{"a":', b"nan", b'{"a": 1}}', b'"a"']
 )
 def test_a_root_that_is_not_json(tmp_path, content):
     with pytest.raises(TraceError, match=r"is damaged: its zarr\.json is not a JSON object"):
@@ -48,7 +48,7 @@ def test_a_root_that_is_not_json(tmp_path, content):
 
 def test_a_root_document_too_large_to_read(tmp_path):
     with (tmp_path / "zarr.json").open("wb") as file:
-        file.truncate(2**28 + 1)
+        file.truncate(2**30)
     with pytest.raises(TraceError, match=r"is damaged: its zarr\.json is larger than any trace"):
         open_trace(tmp_path)
 
@@ -67,7 +67,7 @@ def test_a_store_that_is_no_trace(tmp_path):
 
 def test_a_root_that_cannot_be_read(good, tmp_path):
     (tmp_path / "zarr.json").mkdir()
-    with pytest.raises(TraceError, match=r"cannot be read: .*directory"):
+    with pytest.raises(TraceError, match=r"cannot be read: zarr\.json is no plain file"):
         open_trace(tmp_path)
 
 
@@ -197,15 +197,15 @@ def with_rows(tmp_path, rows):
 
 
 def test_more_rows_than_can_be_read(tmp_path):
-    document = with_rows(tmp_path, 10**10)
-    with pytest.raises(TraceError, match="steps declares 10000000000 rows, at most 100000000 can"):
+    document = with_rows(tmp_path, 10**9)
+    with pytest.raises(TraceError, match="steps declares 1000000000 rows, at most 100000000 can"):
         opened(tmp_path / "a", document)
 
 
 def test_labels_that_are_declared_and_not_there(tmp_path):
     """A hundred million steps would take 800 MB; nothing is taken for a chunk that is missing."""
     trace = opened(tmp_path / "a", with_rows(tmp_path, 10**8))
-    words = r"'steps' of .* is damaged: ValueError: 10.* labels of 'step' are declared and 'c\."
+    words = r"steps/step of .* is damaged: shard c\.1 is missing; .*: tracelab verify "
     with pytest.raises(TraceError, match=words):
         trace.groups["steps"]
 
@@ -227,25 +227,29 @@ def flip(path, offset):
 
 def test_a_flipped_bit_in_the_labels(damaged):
     flip(damaged / "gradients/step/c.0", 0)
-    with pytest.raises(TraceError, match=r"'gradients' .* is damaged: ValueError: Stored and c"):
+    with pytest.raises(
+        TraceError, match=r"s/step of .* is damaged: shard c\.0, chunk 0 has another ch"
+    ):
         open_trace(damaged).groups["gradients"]
 
 
 def test_a_flipped_bit_in_the_data_is_never_returned(damaged):
     flip(damaged / "gradients/full/c.0.0", 3)
-    with pytest.raises(ValueError, match="Stored and computed checksum do not match"):
+    with pytest.raises(
+        DamagedError, match=r"full of .* shard c\.0\.0, chunk 0\.0 has another checks"
+    ):
         open_trace(damaged).gradients["full"].compute()
 
 
 def test_a_truncated_shard_is_never_returned(damaged):
     shard = damaged / "gradients/full/c.0.0"
     os.truncate(shard, shard.stat().st_size // 2)
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(DamagedError, match=r"full of .* shard c\.0\.0 "):
         open_trace(damaged).gradients["full"].compute()
 
 
 def test_steps_that_do_not_increase(damaged):
     steps = zarr.open_array(damaged / "gradients/step", mode="r+")
     steps[:] = [2, 1, 0]
-    with pytest.raises(TraceError, match="is damaged: ValueError: its steps do not increase"):
+    with pytest.raises(TraceError, match="is damaged: its steps do not increase"):
         open_trace(damaged).groups["gradients"]
