@@ -1,4 +1,4 @@
-"""Loads a block of cells, runs the kernel on it, and labels what comes out; knows no Dask.
+"""Runs the kernel on a block of cells, and labels what comes out; knows no Dask.
 
 A cell whose kernel raises gets the status FAILED and a message; the others go on.
 """
@@ -8,81 +8,23 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from tracelab import noise
-from tracelab.contracts import NETWORK, Input
-from tracelab.planning import DERIVED, Block, Plan
+from tracelab.cutting import Block, pieces
+from tracelab.errors import DamagedError, TracelabError
+from tracelab.loading import cells, load
+from tracelab.planning import Plan
 from tracelab.trace import Trace
 from tracelab.typing import Array, IntArray, Status
 
-__all__ = ["labelled", "place", "run", "unfilled"]
+__all__ = ["labelled", "lost", "place", "run", "unfilled"]
 
 logger = logging.getLogger(__name__)
-
-
-def _load(plan: Plan, block: Block, trace: Trace) -> dict[str, Array]:
-    wanted = np.asarray(plan.steps[block.first : block.last])
-    arrays = {}
-    for needed in plan.analysis.inputs:
-        source = plan.sources[needed.variable.name]
-        group = trace.groups[plan.groups[source]]
-        if "@" in source:
-            arrays[needed.variable.name] = np.asarray(group.attrs[source.split("@")[1]])
-            continue
-        rows = np.searchsorted(group["step"].values, wanted)
-        contiguous = rows[-1] - rows[0] + 1 == rows.size
-        selected = group.isel(step=slice(int(rows[0]), int(rows[-1]) + 1) if contiguous else rows)
-        if source == "noise":
-            array = _noise_cells(plan, block, selected, trace)
-        elif source in DERIVED:
-            array = _by_label(
-                DERIVED[source](selected, trace.layers), plan.labels_of(block), needed
-            )
-        else:
-            array = selected[source.split("/")[1]]
-            if "layer" in array.dims:
-                array = _by_label(array, plan.labels_of(block), needed)
-        ordered = array.transpose(*needed.variable.dims)
-        arrays[needed.variable.name] = np.ascontiguousarray(
-            ordered.values, dtype=np.dtype(needed.variable.dtype)
-        )
-    return arrays
-
-
-def _noise_cells(plan: Plan, block: Block, group: xr.Dataset, trace: Trace) -> xr.DataArray:
-    (label,) = plan.labels_of(block)
-    cells = noise.layer_samples(
-        group,
-        trace.layers,
-        label,
-        sketch=plan.parameters.get("sketch"),
-        batch_size=plan.parameters.get("batch_size"),
-    ).compute(scheduler="synchronous")
-    if plan.parameters.get("mode") == "standardized":
-        cells = noise.standardize(cells)
-    return cells.expand_dims(layer=[label])
-
-
-def _by_label(array: xr.DataArray, labels: tuple[str, ...], needed: Input) -> xr.DataArray:
-    own = [label for label in labels if label != NETWORK]
-    if NETWORK not in labels:
-        return array.sel(layer=own).compute(scheduler="synchronous")
-    loaded: xr.DataArray = array.compute(scheduler="synchronous").astype(np.float64)
-    if needed.network == "root_sum_square":
-        combined: xr.DataArray = (loaded**2).sum("layer", skipna=False) ** 0.5
-    else:
-        combined = loaded.sum("layer", skipna=False)
-    network: xr.DataArray = combined.expand_dims(layer=[NETWORK])
-    if not own:
-        return network
-    parts = [loaded.sel(layer=own), network]
-    joined: xr.DataArray = xr.concat(parts, "layer", coords="minimal", compat="override")
-    return joined
 
 
 def _seeds(plan: Plan, block: Block) -> IntArray:
@@ -104,9 +46,9 @@ def _shape(plan: Plan, block: Block, dims: tuple[str, ...]) -> tuple[int, ...]:
     )
 
 
-def _kernel(plan: Plan, block: Block, trace: Trace) -> dict[str, Array]:
-    arguments: dict[str, Any] = {**_load(plan, block, trace), **plan.parameters}
-    if "seed" in inspect.signature(plan.analysis.kernel).parameters:
+def _kernel(plan: Plan, block: Block, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    arguments: dict[str, Any] = {**inputs, **plan.parameters}
+    if _takes_seed(plan.analysis.kernel):
         arguments["seed"] = _seeds(plan, block)
     found = plan.analysis.kernel(**arguments)
     outputs = {}
@@ -122,41 +64,76 @@ def _kernel(plan: Plan, block: Block, trace: Trace) -> dict[str, Array]:
     return outputs
 
 
-def unfilled(plan: Plan, block: Block) -> dict[str, Array]:
-    """Return the outputs of a block whose cells all have the status FAILED."""
+@cache
+def _takes_seed(kernel: Callable[..., Any]) -> bool:
+    return "seed" in inspect.signature(kernel).parameters
+
+
+def unfilled(plan: Plan, block: Block, status: Status = Status.FAILED) -> dict[str, Array]:
+    """Return the outputs of a block whose cells all have one status and no numbers."""
     outputs: dict[str, Array] = {}
     for variable in plan.analysis.outputs:
         dtype = np.dtype(variable.dtype)
         fill = np.nan if dtype.kind == "f" else 0
         outputs[variable.name] = np.full(_shape(plan, block, variable.dims), fill, dtype=dtype)
-    outputs["status"][...] = int(Status.FAILED)
+    outputs["status"][...] = int(status)
     return outputs
 
 
 def run(common: tuple[Trace, Plan], block: Block) -> tuple[dict[str, Array], tuple[str, ...]]:
     """Return the outputs of one block and what went wrong in it, cell by cell."""
     trace, plan = common
-    try:
-        return _kernel(plan, block, trace), ()
-    except Exception as error:
-        by_step = "step" in plan.analysis.cell
-        cells = [
-            Block(row, row + 1 if by_step else block.last, column, column + 1)
-            for row in (range(block.first, block.last) if by_step else (block.first,))
-            for column in range(block.left, block.right)
-        ]
-        if len(cells) == 1:
-            where = f"step {plan.steps[block.first]}, " if by_step else ""
-            message = f"{where}{plan.labels[block.left]}: {type(error).__name__}: {error}"
-            logger.debug("cell failed: %s", message, exc_info=error)
-            return unfilled(plan, block), (message,)
     outputs = unfilled(plan, block)
-    messages: tuple[str, ...] = ()
-    for cell in cells:
-        part, failures = run(common, cell)
-        place(outputs, part, plan, cell, block)
-        messages += failures
-    return outputs, messages
+    messages: list[str] = []
+    for piece in pieces(plan.grain, block, plan.piece_bytes):
+        try:
+            _compute(plan, piece, trace, outputs, block)
+        except Exception as error:
+            if piece == next(cells(plan, piece)):
+                messages.append(_lose(plan, piece, error, outputs, block))
+                continue
+            # Each of its cells alone, so that only those that fail are lost.
+            for cell in cells(plan, piece):
+                try:
+                    _compute(plan, cell, trace, outputs, block)
+                except Exception as own:
+                    messages.append(_lose(plan, cell, own, outputs, block))
+    return outputs, tuple(messages)
+
+
+def _compute(
+    plan: Plan, piece: Block, trace: Trace, outputs: dict[str, Array], block: Block
+) -> None:
+    for part, inputs in load(plan, piece, trace):
+        place(outputs, _kernel(plan, part, inputs), plan, part, block)
+
+
+def _lose(
+    plan: Plan, cell: Block, error: Exception, outputs: dict[str, Array], block: Block
+) -> str:
+    nothing, (message,) = lost(plan, cell, error)
+    place(outputs, nothing, plan, cell, block)
+    logger.debug("cell failed: %s", message, exc_info=error)
+    return message
+
+
+def lost(
+    plan: Plan, block: Block, error: BaseException
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Return what stands for a block that could not be computed at all, with its message."""
+    status = Status.UNREADABLE if isinstance(error, DamagedError) else Status.FAILED
+    return unfilled(plan, block, status), (_message(plan, block, error),)
+
+
+def _message(plan: Plan, block: Block, error: BaseException) -> str:
+    layers = plan.labels_of(block)
+    where = layers[0] if len(layers) == 1 else f"{len(layers)} layers, {layers[0]} to {layers[-1]}"
+    if plan.by_step:
+        steps = plan.steps[block.first : block.last]
+        span = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
+        where = f"{span}, {where}"
+    why = str(error) if isinstance(error, TracelabError) else f"{type(error).__name__}: {error}"
+    return f"{where}: {why}"
 
 
 def place(

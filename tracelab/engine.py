@@ -1,14 +1,16 @@
-"""Maps the blocks of a plan with Dask: on threads, on processes, or on a cluster.
+"""Runs the blocks of a plan: on threads, on processes of this machine, or on a cluster.
 
-The only module that knows Dask. A block is loaded, computed and forgotten by one task; what a
-task returns depends on its cells alone, so the result has the same bits wherever it runs.
+A block is loaded, computed and forgotten by one task; what a task returns depends on its cells
+alone, so the result has the same bits wherever it runs. `tracelab.cluster` and this are the only
+modules that know Dask.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,17 +19,20 @@ from typing import Any
 import xarray as xr
 from dask.utils import parse_bytes
 
-from tracelab.cells import labelled, place, run, unfilled
+from tracelab import memory
+from tracelab.cells import labelled, lost, place, run, unfilled
+from tracelab.cluster import Finished, on_cluster
 from tracelab.errors import UsageError
-from tracelab.planning import Block, Plan
+from tracelab.planning import Plan
 from tracelab.threads import unordered
 from tracelab.trace import Trace
-from tracelab.typing import Array
 
 __all__ = ["Execution", "Finished", "compute", "stream"]
 
-# Loading converts to float64 and a kernel works on copies: a task's peak over its input's size.
-_PEAK = 8
+# Of a worker process that has loaded all it needs and computes nothing.
+WORKER_BYTES = 300 * 2**20
+# A nanny kills at 95 % of the limit and a worker pauses at 80 %: an estimate is no promise.
+MARGIN = 1.25
 
 Progress = Callable[[int, int], None]
 
@@ -45,7 +50,10 @@ class Execution:
     workers : int, optional
         Processes of an embedded cluster on this machine. Default: threads in this process.
     memory : str or int, optional
-        Bound on memory, such as ``"4GiB"``.
+        Bound on the memory of all processes together, such as ``"4GiB"``; with a scheduler, of one
+        of its workers. Default: 60 % of what is free, of what a scheduler gave its workers.
+    patience : float
+        Seconds to wait for workers, and for a scheduler that went away, before giving up.
 
     Raises
     ------
@@ -57,6 +65,7 @@ class Execution:
     scheduler: str | None = None
     workers: int | None = None
     memory: str | int | None = None
+    patience: float = 120.0
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -76,12 +85,9 @@ def _size(memory: str | int) -> int:
         return 0
 
 
-Finished = tuple[Block, dict[str, Array], tuple[str, ...]]
-
-
 def stream(
     plan: Plan, trace: Trace, execution: Execution, progress: Progress | None = None
-) -> Iterator[Finished]:
+) -> Generator[Finished]:
     """Yield the blocks of a plan as they finish: block, outputs by name, messages of failures.
 
     Outputs have the shape of the block. Their bits depend on the cells alone: not on the cut, the
@@ -101,14 +107,19 @@ def stream(
     Raises
     ------
     UsageError
-        If workers cannot be had, or cannot open the trace.
+        If a cell needs more memory than there is, or workers cannot be had or cannot open the
+        trace. Nothing has run then.
+    TracelabError
+        If the cluster went away and did not come back.
     """
+    if not plan.blocks:
+        return
     here = execution.client is None and execution.scheduler is None and execution.workers is None
-    finished = _on_threads if here else _on_workers
-    for done, each in enumerate(finished(plan, trace, execution), start=1):
-        yield each
-        if progress is not None:
-            progress(done, len(plan.blocks))
+    with closing((_on_threads if here else _on_workers)(plan, trace, execution)) as finished:
+        for done, each in enumerate(finished, start=1):
+            yield each
+            if progress is not None:
+                progress(done, len(plan.blocks))
 
 
 def compute(
@@ -123,63 +134,105 @@ def compute(
     return labelled(plan, outputs), messages
 
 
-def _on_threads(plan: Plan, trace: Trace, execution: Execution) -> Iterator[Finished]:
-    results = unordered(partial(run, (trace, plan)), plan.blocks, _threads(plan, execution))
+def _on_threads(plan: Plan, trace: Trace, execution: Execution) -> Generator[Finished]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = min(cores or 1, len(plan.blocks))
+    allowed, bound = _allowed(execution, 0)
+    fitted = memory.fitting(plan, allowed, threads, bound)
+    weights = [memory.needed(fitted, block) for block in fitted.blocks]
+    results = unordered(partial(run, (trace, fitted)), fitted.blocks, threads, weights, allowed)
     with closing(results):
         for block, found in results:
             if isinstance(found, BaseException):
-                raise found
+                found = lost(plan, block, found)
             yield block, *found
 
 
-def _on_workers(plan: Plan, trace: Trace, execution: Execution) -> Iterator[Finished]:
-    from distributed import as_completed
-
+def _on_workers(plan: Plan, trace: Trace, execution: Execution) -> Generator[Finished]:
     if not trace.shareable:
         raise UsageError(
             "a trace in memory cannot be read by worker processes; leave workers and scheduler "
             "out to use threads, or write the trace to a folder"
         )
-    with _client(execution) as client:
-        future = client.scatter((trace, plan), broadcast=True, hash=False)
-        futures = {
-            client.submit(run, future, block, pure=False, retries=2): block for block in plan.blocks
-        }
-        try:
-            for task in as_completed(futures):
-                yield futures[task], *task.result()
-        finally:
-            client.cancel(list(futures))
+    if execution.client is None and execution.scheduler is None:
+        workers = min(execution.workers or 1, len(plan.blocks))
+        allowed, bound = _allowed(execution, workers)
+        fitted = memory.fitting(plan, allowed, workers, bound)
+        # Fewer, where a share of the memory would be too little for the largest cell.
+        need = memory.needed(fitted, memory.heaviest(fitted))
+        workers = max(1, min(workers, allowed // need))
+        limit = int(MARGIN * (allowed / workers + WORKER_BYTES))
+        connect = partial(_local, workers, limit)
+        yield from on_cluster(fitted, trace, connect, "the embedded cluster", execution.patience)
+        return
+    if execution.client is not None:
+        where = f"the scheduler {execution.client.scheduler.address}"
+        connect = partial(_given, execution.client)
+    else:
+        where = f"the scheduler {execution.scheduler}"
+        connect = partial(_remote, str(execution.scheduler))
+    with connect(10.0) as client:
+        fitted = _fitting_workers(plan, client, execution)
+    yield from on_cluster(fitted, trace, connect, where, execution.patience)
 
 
-def _threads(plan: Plan, execution: Execution) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    allowed = execution.bytes_allowed()
-    if allowed is None:
-        return cores or 1
-    return max(1, min(cores or 1, allowed // max(1, _PEAK * plan.block_bytes)))
+def _allowed(execution: Execution, workers: int) -> tuple[int, str]:
+    """Return the bytes that blocks may take together on this machine, and where they come from."""
+    told = execution.bytes_allowed()
+    programs = workers * WORKER_BYTES
+    if told is None:
+        free = int(memory.SHARE * memory.available()) - programs
+        return free, "the free memory of this machine"
+    return told - memory.resident() - programs, f"a bound of {execution.memory} on all processes"
+
+
+def _fitting_workers(plan: Plan, client: Any, execution: Execution) -> Plan:
+    """Return a plan whose largest cell fits into the largest worker, if any is there yet."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    shares = []
+    for worker in workers:
+        limit = worker["memory_limit"] or memory.available()
+        told = execution.bytes_allowed()
+        whole = limit / MARGIN if told is None else min(told, limit / MARGIN)
+        shares.append((int(whole - WORKER_BYTES), worker["nthreads"]))
+    if not shares:
+        return plan
+    allowed, threads = max(shares)
+    return memory.fitting(plan, allowed, threads, "the memory of a worker")
 
 
 @contextmanager
-def _client(execution: Execution) -> Iterator[Any]:
+def _given(client: Any, seconds: float) -> Iterator[Any]:
+    """Yield a client of the caller's, which stays open, once it is connected."""
+    deadline = time.monotonic() + seconds
+    while client.status == "connecting" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if client.status != "running":
+        raise UsageError(f"the client given is {client.status}; give one that is connected")
+    yield client
+
+
+@contextmanager
+def _remote(address: str, seconds: float) -> Iterator[Any]:
+    from distributed import Client
+
+    try:
+        client = Client(address, timeout=seconds, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Dask scheduler answers at {address!r} ({error}); "
+            "start one with `dask scheduler` or leave the address out"
+        ) from None
+    try:
+        yield client
+    finally:
+        client.close(timeout=2)
+
+
+@contextmanager
+def _local(workers: int, memory_limit: int, seconds: float) -> Iterator[Any]:
     from distributed import Client, LocalCluster
 
-    if execution.client is not None:
-        yield execution.client
-        return
-    if execution.scheduler is not None:
-        try:
-            client = Client(execution.scheduler, timeout="10s")
-        except (OSError, ValueError) as error:
-            raise UsageError(
-                f"no Dask scheduler answers at {execution.scheduler!r} ({error}); "
-                "start one with `dask scheduler` or leave the address out"
-            ) from None
-        with client:
-            yield client
-        return
-    workers = execution.workers or 1
-    allowed = execution.bytes_allowed()
     with (
         LocalCluster(
             n_workers=workers,
@@ -187,9 +240,9 @@ def _client(execution: Execution) -> Iterator[Any]:
             host="127.0.0.1",
             # Any free port: None would still take the default one, which another run may hold.
             dashboard_address="127.0.0.1:0",
-            memory_limit="auto" if allowed is None else allowed // workers,
+            memory_limit=memory_limit,
             silence_logs=logging.ERROR,
         ) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client

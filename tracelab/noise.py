@@ -13,26 +13,32 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from tracelab import steps
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError, UsageError
-from tracelab.typing import FloatArray, IntArray, Mode, Sketched, Status
+from tracelab.typing import Array, FloatArray, IntArray, Mode, Sketched, Status
 
 __all__ = [
     "MODES",
+    "RUN",
     "SKETCHED",
+    "cell",
     "coordinate_layers",
     "layer_samples",
+    "mean_of",
     "samples",
-    "select_steps",
-    "signal",
     "sketch_of",
-    "squared_deviation",
+    "squared_norm",
     "standardize",
+    "synthetic",
     "usable_series",
 ]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 SKETCHED: tuple[Sketched, ...] = get_args(Sketched)
+
+RUN = 2**14
+"""Elements of a vector that are summed at once."""
 
 # Preferred first: coordinates show tails that projections hide.
 _PREFERENCE: tuple[Sketched, ...] = ("full", "sampled", "projected")
@@ -84,37 +90,15 @@ def coordinate_layers(group: xr.Dataset, layers: xr.Dataset) -> IntArray:
     if "coordinate_layer" in group.variables:
         return np.asarray(group["coordinate_layer"].values, dtype=np.int64)
     numel = layers["numel"].sel(layer=group["layer"].values).values
-    positions: IntArray = np.repeat(np.arange(numel.size), numel)
-    if positions.size != group.sizes["coordinate"]:
+    # Python's integers: a damaged table may say anything, and memory is taken for what it says.
+    total = sum(numel.tolist())
+    if total != group.sizes["coordinate"] or (numel < 0).any():
         raise NotRecordedError(
             f"the group holds {group.sizes['coordinate']} coordinates of layers with "
-            f"{positions.size} and no table of which they are; define it with coordinates="
+            f"{total} and no table of which they are; define it with coordinates="
         )
+    positions: IntArray = np.repeat(np.arange(numel.size), numel)
     return positions
-
-
-def select_steps(group: xr.Dataset, step: Any) -> xr.Dataset:
-    """Return the rows of a group at `step`: None, an integer, a list, or a label slice.
-
-    Raises
-    ------
-    NotRecordedError
-        If an asked step was not recorded; the message names the nearest.
-    """
-    if step is None:
-        return group
-    if isinstance(step, slice):
-        return group.sel(step=step)
-    recorded = group["step"].values
-    for wanted in np.atleast_1d(step):
-        if wanted not in recorded:
-            nearest = (
-                f"the nearest is {recorded[np.abs(recorded - wanted).argmin()]}"
-                if recorded.size
-                else "it has none yet"
-            )
-            raise NotRecordedError(f"no row at step {wanted} in this group; {nearest}")
-    return group.sel(step=step)
 
 
 def layer_samples(
@@ -187,6 +171,65 @@ def layer_samples(
     return noise.rename("noise")
 
 
+def cell(
+    values: Array, mean: Array | None, *, times: int = 1, standardized: bool = False
+) -> FloatArray:
+    """Return the noise of one cell; the numbers of `samples`, from arrays in memory.
+
+    Parameters
+    ----------
+    values : ndarray, shape (batch, series)
+        Minibatch gradients.
+    mean : ndarray, shape (series,), or None
+        The full-data gradient. Without it each series is centred by its midmean.
+    times : int
+        How many batches are averaged to a synthetic one.
+    standardized : bool
+        Whether each series is scaled; see `standardize`.
+
+    Returns
+    -------
+    ndarray of float64, shape (batch // times, series)
+    """
+    noise: FloatArray = np.array(values, dtype=np.float64, order="C")
+    # What is not finite stays so, and is a status of the cell.
+    with np.errstate(invalid="ignore"):
+        noise -= stats.trim_mean(noise, 0.25, axis=0) if mean is None else mean
+    if times > 1:
+        kept = noise[: noise.shape[0] // times * times]
+        noise = kept.reshape(-1, times, noise.shape[1]).mean(axis=1)
+    if standardized:
+        low, middle, high = np.quantile(noise, [0.25, 0.5, 0.75], axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            noise -= middle
+            noise /= high - low
+        noise[:, high == low] = 0.0
+    return noise
+
+
+def synthetic(recorded: int | None, batch_size: int | None) -> int:
+    """Return how many recorded batches make one of the wanted size.
+
+    Raises
+    ------
+    UsageError
+        If it cannot be made of them.
+    """
+    if batch_size is None or batch_size == recorded:
+        return 1
+    if recorded is None:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be synthesised: the trace does not say at which "
+            "batch size it was recorded; leave batch_size out"
+        )
+    if batch_size % recorded:
+        raise UsageError(
+            f"batch_size={batch_size} cannot be synthesised from batches of {recorded}; "
+            f"take a multiple of {recorded}"
+        )
+    return batch_size // recorded
+
+
 def _midmean(values: xr.DataArray) -> xr.DataArray:
     """Return the mean of the middle half over batches: the centre of heavy tails too.
 
@@ -206,19 +249,8 @@ def _midmean(values: xr.DataArray) -> xr.DataArray:
 
 
 def _synthesise(noise: xr.DataArray, recorded: int | None, batch_size: int | None) -> xr.DataArray:
-    if batch_size is None or batch_size == recorded:
-        return noise
-    if recorded is None:
-        raise UsageError(
-            f"batch_size={batch_size} cannot be synthesised: the trace does not say at which "
-            "batch size it was recorded; leave batch_size out"
-        )
-    if batch_size % recorded:
-        raise UsageError(
-            f"batch_size={batch_size} cannot be synthesised from batches of {recorded}; "
-            f"take a multiple of {recorded}"
-        )
-    return noise.coarsen(batch=batch_size // recorded, boundary="trim").mean()
+    times = synthetic(recorded, batch_size)
+    return noise if times == 1 else noise.coarsen(batch=times, boundary="trim").mean()
 
 
 def standardize(noise: xr.DataArray) -> xr.DataArray:
@@ -228,9 +260,10 @@ def standardize(noise: xr.DataArray) -> xr.DataArray:
     A series whose interquartile range is zero cannot be scaled: it becomes zero throughout, and
     analyses leave it out as constant.
     """
-    quartiles = noise.chunk({"batch": -1}) if noise.chunks else noise
+    whole = noise.chunk({"batch": -1}) if noise.chunks else noise
     low, middle, high = (
-        quartiles.quantile(q, dim="batch").drop_vars("quantile") for q in (0.25, 0.5, 0.75)
+        whole.quantile(q, dim="batch", skipna=False).drop_vars("quantile")
+        for q in (0.25, 0.5, 0.75)
     )
     spread = high - low
     scaled = ((noise - middle) / spread.where(spread != 0)).where(spread != 0, 0.0)
@@ -309,7 +342,7 @@ def samples(
     """
     if mode not in MODES:
         raise UsageError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
-    rows = select_steps(group, step)
+    rows = steps.select(group, step, name="noise")
     wanted = [str(name) for name in rows["layer"].values] if layer is None else [layer]
     parts = []
     for name in wanted:
@@ -326,63 +359,50 @@ def samples(
     return noise
 
 
-def squared_deviation(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
-    """Return the squared norm of each batch's noise, dims ``(step, layer, batch)``.
-
-    Exact if the probe recorded it; otherwise from the sketch, whose squared norm is unbiased,
-    with the factor K/(K-1) where the centre is the mean of the same K batches.
-    """
-    if "squared_deviation" in group:
-        exact = group["squared_deviation"]
-        return exact.transpose(..., "layer", "batch").assign_attrs(source="exact")
-    chosen = sketch_of(group, None if "projected" not in group else "projected")
-    count = group.sizes["batch"]
-    mean = group.get(f"mean_{chosen}")
-    inflate = 1.0 if mean is not None else (count / (count - 1) if count > 1 else np.nan)
-    centre = group[chosen].mean("batch") if mean is None else mean
-    squared = _squared_norm(group[chosen] - centre, group, layers)
-    return (
-        (inflate * squared)
-        .transpose(..., "layer", "batch")
-        .assign_attrs(units="(loss/weight)^2", source=chosen)
-    )
-
-
-def signal(group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
-    """Return the squared norm of the full-data gradient, dims ``(step, layer)``.
-
-    Exact if the probe recorded it; otherwise from the full-data gradient's sketch, unbiased.
+def mean_of(group: xr.Dataset) -> str:
+    """Return which recorded sketch of the full-data gradient tells its norm best.
 
     Raises
     ------
     NotRecordedError
         If the full-data gradient was not recorded in any form.
     """
-    if "mean_squared_norm" in group:
-        return group["mean_squared_norm"].transpose(..., "layer")
     for name in ("mean_full", "mean_projected", "mean_sampled"):
         if name in group:
-            found = _squared_norm(group[name], group, layers)
-            return found.assign_attrs(units="(loss/weight)^2", source=name)
+            return name
     raise NotRecordedError(
         "the noise group holds no full-data gradient; record it with "
         "NoiseProbe(full_gradient=True) or append mean_projected"
     )
 
 
-def _squared_norm(values: xr.DataArray, group: xr.Dataset, layers: xr.Dataset) -> xr.DataArray:
-    """Return unbiased squared norms by layer from a sketch of vectors."""
-    squared = values.astype(np.float64) ** 2
-    if "direction" in values.dims:
-        return squared.sum("direction", skipna=False)
-    positions = coordinate_layers(group, layers)
-    names = group["layer"].values
-    numel = layers["numel"].sel(layer=names).values
-    parts = []
-    for index in range(names.size):
-        of_layer = np.flatnonzero(positions == index)
-        total = squared.isel(coordinate=of_layer).sum("coordinate", skipna=False)
-        parts.append(total * (numel[index] / max(of_layer.size, 1)))
-    stacked = xr.concat(parts, "layer", coords="minimal", compat="override")
-    labelled: xr.DataArray = stacked.assign_coords(layer=names)
-    return labelled
+def squared_norm(values: Array, mean: Array | None, *, centred: bool) -> FloatArray:
+    """Return the squared norm of each vector, of its difference from a mean if it is centred.
+
+    Summed within runs of `RUN` elements and over runs in order: the same bits from pieces.
+
+    Parameters
+    ----------
+    values : ndarray, shape (batch, element)
+        Vectors, or a piece of them that begins at a multiple of `RUN` elements.
+    mean : ndarray, shape (element,), or None
+        Their centre. Without it, the mean over batches.
+    centred : bool
+        Whether to subtract it.
+
+    Returns
+    -------
+    ndarray of float64, shape (batch,)
+        With the mean over the same K batches times K/(K-1), which makes it unbiased.
+    """
+    count = values.shape[0]
+    inflate = 1.0
+    if centred and mean is None:
+        inflate = count / (count - 1) if count > 1 else np.nan
+    total: FloatArray = np.zeros(count)
+    for begin in range(0, values.shape[1], RUN):
+        part = np.array(values[:, begin : begin + RUN], dtype=np.float64, order="C")
+        if centred:
+            part -= part.mean(axis=0) if mean is None else np.asarray(mean[begin : begin + RUN])
+        total += np.square(part, out=part).sum(axis=1)
+    return inflate * total

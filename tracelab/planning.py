@@ -1,57 +1,99 @@
-"""Cuts an analysis of a trace into blocks of cells, from metadata and step labels alone."""
+"""Plans an analysis of a trace: what is read from where, on which cells, cut into which blocks.
+
+Reads metadata, labels and the table of coordinates; no data.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from tracelab import noise
+from tracelab import cutting, noise
+from tracelab.addressing import Address, address, spans
 from tracelab.contracts import NETWORK, Analysis, Input
+from tracelab.cutting import MAX_TASKS, Block, Grain
 from tracelab.errors import NotRecordedError, UsageError
 from tracelab.trace import Trace
+from tracelab.trace.stored import Stored
+from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["DERIVED", "Block", "Plan", "plan", "restrict"]
+__all__ = ["MAX_TASKS", "Block", "Plan", "Read", "plan", "restrict"]
 
-MAX_TASKS = 2_000
-BLOCK_BYTES = 32 * 2**20
+# Quantities that are taken from the group if it holds them, else derived from gradients.
+DERIVED = {"noise/squared_deviation": "squared_deviation", "noise/signal": "mean_squared_norm"}
 
-DERIVED = {
-    "noise/squared_deviation": noise.squared_deviation,
-    "noise/signal": noise.signal,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Cells computed by one task: rows ``first:last`` of a plan's steps, ``left:right`` of its
-    labels."""
-
-    first: int
-    last: int
-    left: int
-    right: int
-
-    def __str__(self) -> str:
-        return f"{self.first}:{self.last}, {self.left}:{self.right}"
+PIECE_BYTES = 2**25
 
 
 @dataclass(frozen=True, slots=True)
+class Read:
+    """How one input of an analysis is read.
+
+    Parameters
+    ----------
+    kind : str
+        ``constant``: an attribute, already read. ``field``: an array as it is recorded. ``noise``:
+        noise samples. ``deviation`` and ``signal``: squared norms of noise and of the full-data
+        gradient, from gradients.
+    group, array : str
+        Where; of the last three the sketch.
+    value : object
+        The constant.
+    """
+
+    kind: Literal["constant", "field", "noise", "deviation", "signal"]
+    group: str
+    array: str
+    value: Any = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Everything a task needs besides the trace: what to compute, with what, on which cells."""
+    """Everything a task needs besides the trace: what to compute, with what, on which cells.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        What.
+    parameters : mapping
+        Value of every parameter.
+    groups, sources : mapping of str to str
+        Group by source, source by input.
+    reads : mapping of str to Read
+        By input.
+    addresses : mapping of str to Address
+        By group.
+    steps : tuple of int
+        Steps, by label.
+    labels : tuple of str
+        Layers, ``"network"`` the last if it is among them.
+    grain : Grain
+        What cells weigh.
+    blocks : tuple of Block
+        All cells, cut into tasks.
+    piece_bytes : int
+        How much input a task takes into memory at a time, as float64, or one cell.
+    seed : int
+        Seed of the analysis.
+    run : str
+        Identifier of the run.
+    """
 
     analysis: Analysis
     parameters: Mapping[str, Any]
     groups: Mapping[str, str]
     sources: Mapping[str, str]
+    reads: Mapping[str, Read]
+    addresses: Mapping[str, Address]
     steps: tuple[int, ...]
     labels: tuple[str, ...]
+    grain: Grain
     blocks: tuple[Block, ...]
-    block_bytes: int
-    cell_bytes: int
+    piece_bytes: int
     seed: int
     run: str
 
@@ -59,6 +101,11 @@ class Plan:
     def whole(self) -> Block:
         """All cells of the plan, as one block."""
         return Block(0, len(self.steps), 0, len(self.labels))
+
+    @property
+    def by_step(self) -> bool:
+        """Whether a cell is one step; else it is all of them."""
+        return "step" in self.analysis.cell
 
     def labels_of(self, block: Block) -> tuple[str, ...]:
         """Return the layers of a block, ``"network"`` among them if it is."""
@@ -105,48 +152,58 @@ def plan(
         sources[needed.variable.name] = source
         if group is not None:
             groups[source] = group
-    datasets = [trace.groups[name] for name in dict.fromkeys(groups.values())]
+    datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values())}
     for needed in analysis.inputs:
         _check_units(needed, sources[needed.variable.name], groups, trace, analysis)
-    if "noise" in sources.values():
-        noise.sketch_of(trace.groups[groups["noise"]], parameters.get("sketch"))
-    labels = [str(name) for name in datasets[0]["layer"].values] if datasets else []
-    for dataset in datasets[1:]:
-        shared = {str(name) for name in dataset["layer"].values}
-        labels = [label for label in labels if label in shared]
+    reads = {
+        needed.variable.name: _read(needed, sources, groups, trace, parameters)
+        for needed in analysis.inputs
+    }
+    names = {
+        name: [str(label) for label in dataset["layer"].values] if "layer" in dataset else []
+        for name, dataset in datasets.items()
+    }
+    first, *others = datasets
+    shared = set(names[first]).intersection(*(names[other] for other in others))
+    labels = [label for label in names[first] if label in shared]
     if len(labels) > 1:
         labels.append(NETWORK)
     if layers is not None:
         labels = [label for label in labels if layers(label)]
     if not labels:
         raise UsageError(f"analysis {analysis.name!r}: no recorded layer is selected")
-    rows = datasets[0]["step"].values
-    for dataset in datasets[1:]:
-        rows = np.intersect1d(rows, dataset["step"].values)
+    recorded = {name: dataset["step"].values for name, dataset in datasets.items()}
+    rows = recorded[first]
+    for name in others:
+        rows = np.intersect1d(rows, recorded[name])
     rows = rows[steps] if steps is not None else rows
     if rows.size == 0:
         raise NotRecordedError(
             f"analysis {analysis.name!r}: the trace has no recorded step to analyse in "
-            f"{', '.join(dict.fromkeys(groups.values()))}; record more, or select other steps"
+            f"{', '.join(datasets)}; record more, or select other steps"
         )
-    cell_bytes = sum(
-        _cell_bytes(needed, sources[needed.variable.name], groups, trace)
-        for needed in analysis.inputs
-    )
-    return _cut(
-        Plan(
-            analysis=analysis,
-            parameters=dict(parameters),
-            groups=groups,
-            sources=sources,
-            steps=tuple(int(row) for row in rows),
-            labels=tuple(labels),
-            blocks=(),
-            block_bytes=0,
-            cell_bytes=cell_bytes,
-            seed=seed,
-            run=trace.run,
-        )
+    # A slice may run backwards; results are in the order of steps.
+    rows = np.sort(rows)
+    addresses = {name: address(recorded[name], names[name], rows, labels) for name in datasets}
+    for read in reads.values():
+        if read.kind in ("noise", "deviation", "signal") and not read.array.endswith("projected"):
+            known = spans(trace, read.group, names[read.group])
+            addresses[read.group] = replace(addresses[read.group], spans=known)
+    grain = _grain(analysis, reads, addresses, trace, len(labels))
+    return Plan(
+        analysis=analysis,
+        parameters=dict(parameters),
+        groups=groups,
+        sources=sources,
+        reads=reads,
+        addresses=addresses,
+        steps=tuple(rows.tolist()),
+        labels=tuple(labels),
+        grain=grain,
+        blocks=cutting.blocks(grain),
+        piece_bytes=PIECE_BYTES,
+        seed=seed,
+        run=trace.run,
     )
 
 
@@ -158,20 +215,31 @@ def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
     plan : Plan
         A plan.
     steps : sequence of int
-        Some of its steps, by label, in their order.
+        Some of its steps, by label.
 
     Raises
     ------
     UsageError
         If there are none, or one is not the plan's.
     """
-    wanted = np.asarray(steps, dtype=np.int64)
+    wanted = np.unique(np.asarray(steps, dtype=np.int64))
     if wanted.size == 0 or not np.isin(wanted, np.asarray(plan.steps)).all():
         raise UsageError(
             f"analysis {plan.analysis.name!r}: a plan can be restricted to some of its own "
             f"{len(plan.steps)} steps, got {len(wanted)} steps that are not all among them"
         )
-    return _cut(replace(plan, steps=tuple(wanted.tolist())))
+    kept = np.searchsorted(np.asarray(plan.steps), wanted)
+    addresses = {
+        name: replace(there, rows=there.rows[kept]) for name, there in plan.addresses.items()
+    }
+    grain = replace(plan.grain, row_chunk=plan.grain.row_chunk[kept])
+    return replace(
+        plan,
+        steps=tuple(wanted.tolist()),
+        addresses=addresses,
+        grain=grain,
+        blocks=cutting.blocks(grain),
+    )
 
 
 def _kind(source: str) -> str:
@@ -234,37 +302,82 @@ def _check_units(
         )
 
 
-def _cell_bytes(needed: Input, source: str, groups: Mapping[str, str], trace: Trace) -> int:
+def _read(
+    needed: Input,
+    sources: Mapping[str, str],
+    groups: Mapping[str, str],
+    trace: Trace,
+    parameters: Mapping[str, Any],
+) -> Read:
+    source = sources[needed.variable.name]
+    group = groups[source]
+    dataset = trace.groups[group]
     if "@" in source:
-        return 0
-    group = trace.groups[groups[source]]
-    names = noise.SKETCHED if source == "noise" or source in DERIVED else (source.split("/")[1],)
-    largest = 0
-    for name in names:
-        if name in group.variables:
-            array = group[name]
-            outside = ("step", "layer") if "step" in needed.variable.dims[:2] else ("layer",)
-            sizes = [size for dim, size in array.sizes.items() if dim not in outside]
-            largest = max(largest, 8 * int(np.prod(sizes, dtype=np.int64)))
-    return largest
+        return Read("constant", group, "", dataset.attrs[source.split("@")[1]])
+    if source == "noise":
+        return Read("noise", group, noise.sketch_of(dataset, parameters.get("sketch")))
+    if source not in DERIVED:
+        return Read("field", group, source.split("/")[1])
+    if DERIVED[source] in dataset:
+        return Read("field", group, DERIVED[source])
+    if source == "noise/signal":
+        return Read("signal", group, noise.mean_of(dataset))
+    wanted = "projected" if "projected" in dataset else None
+    return Read("deviation", group, noise.sketch_of(dataset, wanted))
 
 
-def _cut(plan: Plan) -> Plan:
-    rows, columns = len(plan.steps), len(plan.labels)
-    width, height = 1, rows
-    if "step" not in plan.analysis.cell:
-        width = -(-columns // MAX_TASKS)
-    else:
-        per_label = "noise" in plan.sources.values()
-        width = 1 if per_label else columns
-        by_count = -(-rows * (columns // width) // MAX_TASKS)
-        by_bytes = BLOCK_BYTES // max(1, plan.cell_bytes * width)
-        # One cell a task where cells are heavy; many rows a task where they are scalars.
-        height = max(1, by_count, min(by_bytes, 4096) if not per_label else 1)
-    blocks = tuple(
-        Block(first, min(first + height, rows), left, min(left + width, columns))
-        for left in range(0, columns, width)
-        for first in range(0, rows, height)
-    )
-    largest = max((b.last - b.first) * (b.right - b.left) for b in blocks) * plan.cell_bytes
-    return replace(plan, blocks=blocks, block_bytes=largest)
+def _grain(
+    analysis: Analysis,
+    reads: Mapping[str, Read],
+    addresses: Mapping[str, Address],
+    trace: Trace,
+    columns: int,
+) -> Grain:
+    """Return what cells weigh, from shapes; chunks are those of the heaviest input."""
+    steps = next(iter(addresses.values())).rows.size
+    total, held = np.zeros(columns), np.zeros(columns)
+    row_chunk: IntArray = np.arange(steps)
+    column_chunk: IntArray = np.arange(columns)
+    heaviest = 0.0
+    for read in reads.values():
+        if read.kind == "constant":
+            continue
+        there = addresses[read.group]
+        stored = trace.stored(read.group)[read.array]
+        own, all_layers, begins = _column_bytes(stored, there)
+        read_here = np.where(there.layers < 0, all_layers, own)
+        if read.kind == "noise" and "coordinate" in stored.dims:
+            held += read_here
+        elif read.kind in ("deviation", "signal"):
+            held += 8.0 * (
+                stored.shape[stored.dims.index("batch")] if "batch" in stored.dims else 1
+            )
+        else:
+            # The network's row is summed up layer by layer.
+            held += np.where(there.layers < 0, own.max(initial=8.0), own)
+        total += read_here
+        if read_here.sum() > heaviest and "step" in stored.dims:
+            heaviest = read_here.sum()
+            row_chunk = there.rows // stored.chunk[stored.dims.index("step")]
+            # The network begins nowhere: it shares no chunk before the others are read.
+            column_chunk = np.where(there.layers < 0, -1, begins)
+    return Grain(total, held, row_chunk, column_chunk, "step" in analysis.cell)
+
+
+def _column_bytes(stored: Stored, there: Address) -> tuple[FloatArray, float, IntArray]:
+    """Return, of one row as float64, each column's bytes and all layers', and where it begins."""
+    sizes = dict(zip(stored.dims, stored.shape, strict=True))
+    chunks = dict(zip(stored.dims, stored.chunk, strict=True))
+    sizes.pop("step", None)
+    layer = sizes.pop("layer", None)
+    own = np.maximum(there.layers, 0)
+    if "coordinate" in sizes and there.spans is not None:
+        every = sizes.pop("coordinate")
+        each = 8.0 * float(np.prod([float(size) for size in sizes.values()]))
+        begins = there.spans.start[own] // chunks["coordinate"]
+        return each * there.spans.count[own], each * every, begins
+    each = 8.0 * float(np.prod([float(size) for size in sizes.values()]))
+    if layer is None:
+        # One row for all layers.
+        return np.full(own.size, each), each, own
+    return np.full(own.size, each), each * layer, own // chunks["layer"]

@@ -17,7 +17,11 @@ _LOOK_SECONDS = 0.2
 
 
 def unordered(
-    function: Callable[[Item], Result], items: Sequence[Item], threads: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    threads: int,
+    weights: Sequence[int] | None = None,
+    allowed: int = 0,
 ) -> Generator[tuple[Item, Result | BaseException]]:
     """Yield each item with what the function returned for it, or with what it raised.
 
@@ -32,25 +36,48 @@ def unordered(
         What to call it with; taken in order.
     threads : int
         How many items are worked on at a time.
+    weights : sequence of int, optional
+        What each item weighs.
+    allowed : int
+        What may be worked on together weighs no more, unless it is a single item.
     """
-    waiting = iter(items)
-    taking = threading.Lock()
+    heavy = iter(zip(items, weights or [0] * len(items), strict=True))
     stopped = threading.Event()
+    turn = threading.Condition()
+    running = 0
     # Bounded: with a slow taker, results wait in their threads and not in memory.
     finished: queue.Queue[tuple[Item, Result | BaseException]] = queue.Queue(2 * threads)
 
+    def begin() -> tuple[Item, int] | None:
+        nonlocal running
+        with turn:
+            found = next(heavy, None)
+            if found is None:
+                return None
+            # The lock is let go meanwhile: light items may pass a heavy one.
+            while running and running + found[1] > allowed and not stopped.is_set():
+                turn.wait(_LOOK_SECONDS)
+            running += found[1]
+        return found
+
+    def end(weight: int) -> None:
+        nonlocal running
+        with turn:
+            running -= weight
+            turn.notify_all()
+
     def work() -> None:
         while not stopped.is_set():
-            with taking:
-                try:
-                    item = next(waiting)
-                except StopIteration:
-                    return
+            begun = begin()
+            if begun is None or stopped.is_set():
+                return
+            item, weight = begun
             found: Result | BaseException
             try:
                 found = function(item)
             except BaseException as error:
                 found = error
+            end(weight)
             while not stopped.is_set():
                 try:
                     finished.put((item, found), timeout=_LOOK_SECONDS)
@@ -58,8 +85,7 @@ def unordered(
                 except queue.Full:
                     continue
 
-    count = min(threads, len(items))
-    for index in range(count):
+    for index in range(min(threads, len(items))):
         # Daemons: an interrupted program ends without waiting for what they compute.
         threading.Thread(target=work, name=f"tracelab-{index}", daemon=True).start()
     try:

@@ -10,7 +10,7 @@ import xarray as xr
 from distributed import Client, LocalCluster
 
 import tracelab
-from tracelab import cells, engine, planning, registry
+from tracelab import cells, cutting, engine, planning, registry
 from tracelab.contracts import NETWORK
 from tracelab.errors import UsageError
 from tracelab.typing import Status
@@ -65,10 +65,12 @@ def test_estimates_carry_uncertainty_sample_size_and_status(analysis):
 @every
 def test_same_bits_for_any_cutting(analysis, trace, monkeypatch):
     whole, _ = compute(analysis, trace)
-    monkeypatch.setattr(planning, "MAX_TASKS", 1)
+    monkeypatch.setattr(cutting, "MAX_TASKS", 1)
     coarse, _ = compute(analysis, trace)
-    monkeypatch.setattr(planning, "MAX_TASKS", 10_000)
-    monkeypatch.setattr(planning, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(cutting, "MAX_TASKS", 10_000)
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(cutting, "SHARED_BYTES", 1)
+    monkeypatch.setattr(planning, "PIECE_BYTES", 1)
     fine, _ = compute(analysis, trace)
     assert len(plan(analysis, trace).blocks) >= len(fine["layer"])
     xr.testing.assert_identical(whole, coarse)
@@ -140,12 +142,12 @@ def test_kernel_takes_every_parameter_by_its_default(analysis):
 
 @every
 def test_a_raising_cell_does_not_stop_the_others(analysis, trace, monkeypatch):
-    def broken(plan, block, trace, load=cells._load):
-        if "fc.bias" in plan.labels_of(block):
+    def broken(plan, piece, trace, load=cells.load):
+        if "fc.bias" in plan.labels_of(piece):
             raise RuntimeError("no such luck")
-        return load(plan, block, trace)
+        return load(plan, piece, trace)
 
-    monkeypatch.setattr(cells, "_load", broken)
+    monkeypatch.setattr(cells, "load", broken)
     result, failures = compute(analysis, trace)
     assert (result["status"].sel(layer="fc.bias") == int(Status.FAILED)).all()
     assert (result["status"].sel(layer="fc.weight") == int(Status.OK)).all()

@@ -5,7 +5,7 @@ import psutil
 import pytest
 import xarray as xr
 
-from tracelab import cells, engine, planning, registry
+from tracelab import cells, cutting, engine, planning, registry
 from tracelab.errors import UsageError
 
 
@@ -26,21 +26,8 @@ def listening():
 
 
 def test_embedded_clusters_listen_on_loopback_and_do_not_clash():
-    execution = engine.Execution(workers=1)
-    with engine._client(execution), engine._client(execution):
+    with engine._local(1, 2**30, 10), engine._local(1, 2**30, 10):
         assert listening() == {"127.0.0.1"}
-
-
-def test_memory_bounds_the_threads(monkeypatch):
-    """A task needs about eight times its block; at least one thread runs whatever the bound."""
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
-
-    class Cut:
-        block_bytes = 2**20
-
-    assert engine._threads(Cut, engine.Execution()) == 16
-    assert engine._threads(Cut, engine.Execution(memory="32MiB")) == 4
-    assert engine._threads(Cut, engine.Execution(memory="1KiB")) == 1
 
 
 @pytest.mark.parametrize(
@@ -63,13 +50,20 @@ def test_a_plan_restricted_to_some_steps_gives_their_bits(trace):
     xr.testing.assert_identical(some, whole.sel(step=[0, 100]))
 
 
+@pytest.fixture
+def fine(monkeypatch):
+    """Cut small traces as large ones are: one cell a block."""
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(cutting, "SHARED_BYTES", 1)
+
+
 @pytest.mark.parametrize("steps", [(), (0, 7)])
 def test_a_plan_cannot_be_restricted_to_steps_it_lacks(trace, steps):
     with pytest.raises(UsageError, match="restricted to some of its own 3 steps"):
         planning.restrict(plan_of(trace), steps)
 
 
-def test_blocks_are_delivered_while_others_run(trace, monkeypatch):
+def test_blocks_are_delivered_while_others_run(trace, monkeypatch, fine):
     """The second cell cannot finish before the first was delivered."""
     delivered = threading.Event()
     made = plan_of(trace, "gaussianity")
@@ -91,7 +85,7 @@ def test_blocks_are_delivered_while_others_run(trace, monkeypatch):
     assert sorted(blocks, key=str) == sorted(made.blocks, key=str)
 
 
-def test_a_closed_stream_starts_nothing_more(trace, monkeypatch):
+def test_a_closed_stream_starts_nothing_more(trace, monkeypatch, fine):
     started = []
 
     def counted(common, block, real=cells.run):

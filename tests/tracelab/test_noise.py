@@ -1,3 +1,5 @@
+import itertools
+
 import dask.array
 import numpy as np
 import pytest
@@ -139,29 +141,49 @@ def test_lazy_stays_lazy():
             np.testing.assert_allclose(found.values, eager.values, rtol=1e-12)
 
 
-def test_squared_deviation_from_a_sketch_is_unbiased():
-    """Projection to 1 + 1 directions of sums: compare with the sum computed by hand."""
-    dataset, full = group(sampled=False)
-    found = noise.squared_deviation(dataset, LAYERS)
-    wanted = (full[..., :6].sum(-1) - 18.0) ** 2
-    np.testing.assert_allclose(found.sel(layer="a"), wanted, rtol=1e-4, atol=1e-4)
-    centred = noise.squared_deviation(group(sampled=False, exact=False)[0], LAYERS)
-    spread = full[..., :6].astype(float).sum(-1).var(axis=1, ddof=1)
-    np.testing.assert_allclose(centred.sel(layer="a").mean("batch"), spread, rtol=1e-4)
+@pytest.mark.parametrize("mode", ["batches", "standardized"])
+@pytest.mark.parametrize("batch_size", [None, 24])
+@pytest.mark.parametrize("exact", [True, False])
+def test_one_cell_is_what_the_whole_says(mode, batch_size, exact):
+    """The engine's cells against the public arrangement of the same noise."""
+    dataset, _ = group(exact=exact)
+    values = dataset["sampled"].values[1][:, 3:]
+    mean = dataset["mean_sampled"].values[1][3:] if exact else None
+    times = noise.synthetic(8, batch_size)
+    found = noise.cell(values, mean, times=times, standardized=mode == "standardized")
+    wanted = noise.layer_samples(dataset, LAYERS, "b", batch_size=batch_size)
+    wanted = noise.standardize(wanted) if mode == "standardized" else wanted
+    np.testing.assert_allclose(found, wanted.values[1], rtol=1e-12, atol=1e-12)
 
 
-def test_sampled_coordinates_stand_for_their_layer():
-    dataset, full = group(projected=False)
-    found = noise.squared_deviation(dataset, LAYERS).sel(layer="a")
-    wanted = ((full[..., [0, 2, 5]] - 3.0) ** 2).sum(-1) * 6 / 3
-    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+@given(seed=st.integers(0, 1000), pieces=st.lists(st.integers(1, 3), min_size=1, max_size=4))
+def test_squared_norms_have_the_same_bits_from_pieces(seed, pieces):
+    rng = np.random.default_rng(seed)
+    edges = np.concatenate([[0], np.cumsum(pieces)]) * noise.RUN
+    values = rng.standard_normal((2, edges[-1])).astype(np.float32)
+    whole = noise.squared_norm(values, None, centred=False)
+    total = np.zeros(2)
+    for begin, end in itertools.pairwise(edges):
+        for run in range(begin, end, noise.RUN):
+            total += noise.squared_norm(values[:, run : run + noise.RUN], None, centred=False)
+    np.testing.assert_array_equal(total, whole)
+    np.testing.assert_allclose(whole, (values.astype(float) ** 2).sum(axis=1), rtol=1e-12)
+
+
+def test_a_squared_deviation_is_unbiased_without_the_exact_mean():
+    values = np.random.default_rng(0).standard_normal((50, 7)) + 3
+    found = noise.squared_norm(values, None, centred=True)
+    np.testing.assert_allclose(found.mean(), values.var(axis=0, ddof=1).sum())
+    known = noise.squared_norm(values, np.full(7, 3.0), centred=True)
+    np.testing.assert_allclose(known, ((values - 3) ** 2).sum(axis=1))
+    assert np.isnan(noise.squared_norm(values[:1], None, centred=True)).all()
 
 
 def test_the_signal_needs_the_full_data_gradient():
-    dataset, _ = group(sampled=False)
-    np.testing.assert_allclose(noise.signal(dataset, LAYERS).sel(layer="b"), 144)
+    assert noise.mean_of(group()[0]) == "mean_projected"
+    assert noise.mean_of(group(projected=False)[0]) == "mean_sampled"
     with pytest.raises(NotRecordedError, match=r"NoiseProbe\(full_gradient=True\)"):
-        noise.signal(group(exact=False)[0], LAYERS)
+        noise.mean_of(group(exact=False)[0])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,359 @@
+"""Reads what the cells of a plan need from a trace, as the arrays that a kernel takes.
+
+Only the chunks of a piece are read, and each of them once. Network rows are summed layer by layer
+in the order of layers, in float64: the same bits however layers are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from tracelab import noise
+from tracelab.addressing import Address, Spans
+from tracelab.contracts import Input
+from tracelab.cutting import Block
+from tracelab.planning import Plan, Read
+from tracelab.trace import Trace
+from tracelab.trace.stored import Stored
+from tracelab.typing import Array, FloatArray, IntArray
+
+__all__ = ["cells", "load"]
+
+# What is read at once of a sum over layers or coordinates.
+TRANSIENT_BYTES = 2**22
+
+
+def load(plan: Plan, piece: Block, trace: Trace) -> Iterator[tuple[Block, dict[str, Array]]]:
+    """Yield parts of a piece with the kernel's inputs for each.
+
+    An analysis of noise samples gets one cell at a time, because layers have different numbers of
+    series; any other all cells at once.
+
+    Parameters
+    ----------
+    plan : Plan
+        A plan.
+    piece : Block
+        Some of its cells, as many as may be in memory.
+    trace : Trace
+        Its trace.
+
+    Raises
+    ------
+    DamagedError
+        If what is recorded cannot be read.
+    """
+    samples: dict[str, _Samples] = {}
+    arrays: dict[str, Array] = {}
+    for needed in plan.analysis.inputs:
+        name = needed.variable.name
+        if plan.reads[name].kind == "noise":
+            samples[name] = _Samples(plan, plan.reads[name], piece, trace)
+        else:
+            arrays[name] = _array(plan, needed, piece, trace)
+    if not samples:
+        yield piece, arrays
+        return
+    for cell in cells(plan, piece):
+        taken = {}
+        for needed in plan.analysis.inputs:
+            name = needed.variable.name
+            if name in samples:
+                taken[name] = _ordered(needed, samples[name].cell(cell))
+            else:
+                taken[name] = _part(plan, needed, arrays[name], cell, piece)
+        yield cell, taken
+
+
+def cells(plan: Plan, block: Block) -> Iterator[Block]:
+    """Yield the cells of a block, one by one."""
+    for column in range(block.left, block.right):
+        if not plan.by_step:
+            yield Block(block.first, block.last, column, column + 1)
+            continue
+        for row in range(block.first, block.last):
+            yield Block(row, row + 1, column, column + 1)
+
+
+def _part(plan: Plan, needed: Input, array: Array, cell: Block, piece: Block) -> Array:
+    """Return what belongs to a cell of an input that was read for a piece."""
+    index: list[slice] = [slice(None)] * array.ndim
+    for axis, dim in enumerate(needed.variable.dims):
+        if dim == "step" and plan.reads[needed.variable.name].kind != "constant":
+            index[axis] = slice(cell.first - piece.first, cell.last - piece.first)
+        elif dim == "layer":
+            index[axis] = slice(cell.left - piece.left, cell.right - piece.left)
+    return np.ascontiguousarray(array[tuple(index)])
+
+
+def _ordered(needed: Input, array: Array) -> Array:
+    """Return noise samples (step, layer, batch, series) with the dims that the input declares."""
+    dims = ("step", "layer", "batch", "series")
+    order = [dims.index(dim) for dim in needed.variable.dims]
+    return np.ascontiguousarray(array.transpose(order), dtype=np.dtype(needed.variable.dtype))
+
+
+def _array(plan: Plan, needed: Input, piece: Block, trace: Trace) -> Array:
+    """Return one input for all cells of a piece."""
+    read = plan.reads[needed.variable.name]
+    dtype = np.dtype(needed.variable.dtype)
+    if read.kind == "constant":
+        return np.asarray(read.value).astype(dtype)
+    there = plan.addresses[read.group]
+    rows = there.rows[piece.first : piece.last]
+    layers = there.layers[piece.left : piece.right]
+    stored = trace.stored(read.group)
+    if read.kind == "field":
+        array, dims = _field(stored[read.array], rows, layers, there, needed)
+    else:
+        array, dims = _squared(stored, read, rows, layers, there, trace)
+    order = [dims.index(dim) for dim in needed.variable.dims]
+    return np.ascontiguousarray(array.transpose(order), dtype=dtype)
+
+
+def _field(
+    stored: Stored, rows: IntArray, layers: IntArray, there: Address, needed: Input
+) -> tuple[Array, tuple[str, ...]]:
+    """Return rows and layers of a recorded array, the network's row summed up."""
+    if "layer" not in stored.dims:
+        wanted = {"step": rows} if "step" in stored.dims else {}
+        return _taken(stored, wanted), stored.dims
+    axis = stored.dims.index("layer")
+    selection = {"step": rows} if "step" in stored.dims else {}
+    own = layers[layers >= 0]
+    parts = [_taken(stored, {**selection, "layer": own})] if own.size else []
+    if (layers < 0).any():
+        squares = needed.network == "root_sum_square"
+        total: FloatArray | None = None
+        for part in _layer_by_layer(stored, selection, there.count):
+            values = np.moveaxis(part, axis, 0).astype(np.float64)
+            for value in np.square(values, out=values) if squares else values:
+                total = value.copy() if total is None else np.add(total, value, out=total)
+        assert total is not None
+        network = np.expand_dims(np.sqrt(total) if squares else total, axis)
+        parts.append(network)
+    joined = np.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+    return joined, stored.dims
+
+
+def _layer_by_layer(stored: Stored, selection: dict[str, IntArray], count: int) -> Iterator[Array]:
+    """Yield all layers of an array, some at a time: whole chunks, about `TRANSIENT_BYTES`."""
+    axis = stored.dims.index("layer")
+    rows = selection["step"].size if "step" in selection else 1
+    rest = [
+        size
+        for dim, size in zip(stored.dims, stored.shape, strict=True)
+        if dim not in ("step", "layer")
+    ]
+    each = stored.dtype.itemsize * rows * int(np.prod(rest, dtype=np.int64))
+    chunk = stored.chunk[axis]
+    width = max(1, TRANSIENT_BYTES // max(each, 1))
+    width = max(chunk * (width // chunk), 1) if width >= chunk else width
+    for begin in range(0, count, width):
+        layers = np.arange(begin, min(begin + width, count))
+        yield _taken(stored, {**selection, "layer": layers})
+
+
+def _runs(positions: IntArray, chunk: int) -> list[tuple[int, int]]:
+    """Return ranges of a sorted list of positions that lie in neighbouring or the same chunks."""
+    apart = np.flatnonzero(np.diff(positions // chunk) > 1) + 1
+    edges = [0, *apart.tolist(), positions.size]
+    return list(pairwise(edges))
+
+
+def _taken(stored: Stored, selection: dict[str, IntArray]) -> Array:
+    """Return an array at sorted positions along some dimensions, everything along the others.
+
+    Chunks between positions are not read.
+    """
+    axes = [(stored.dims.index(dim), positions) for dim, positions in selection.items()]
+    return _read_axes(stored, axes, [slice(0, size) for size in stored.shape])
+
+
+def _read_axes(stored: Stored, axes: Sequence[tuple[int, IntArray]], index: list[slice]) -> Array:
+    if not axes:
+        return stored[tuple(index)]
+    (axis, positions), *others = axes
+    parts = []
+    for begin, end in _runs(positions, stored.chunk[axis]):
+        run = positions[begin:end]
+        index[axis] = slice(int(run[0]), int(run[-1]) + 1)
+        found = _read_axes(stored, others, index)
+        if run[-1] - run[0] + 1 != run.size:
+            found = found.take(run - run[0], axis)
+        parts.append(found)
+    return np.concatenate(parts, axis) if len(parts) > 1 else parts[0]
+
+
+def _squared(
+    stored: dict[str, Stored],
+    read: Read,
+    rows: IntArray,
+    layers: IntArray,
+    there: Address,
+    trace: Trace,
+) -> tuple[Array, tuple[str, ...]]:
+    """Return squared norms from gradients, with dims (step, layer, batch) or (step, layer)."""
+    values = stored[read.array]
+    centred = read.kind == "deviation"
+    mean = stored.get(f"mean_{read.array}") if centred else None
+    batches = values.shape[values.dims.index("batch")] if centred else 1
+    out = np.zeros((rows.size, layers.size, batches))
+    numel = None
+    if there.spans is not None:
+        names = trace.groups[read.group]["layer"].values
+        numel = trace.layers["numel"].sel(layer=names).values
+    for i, row in enumerate(rows.tolist()):
+        network = np.zeros(batches)
+        wanted = range(there.count) if (layers < 0).any() else layers.tolist()
+        known = {layer: j for j, layer in enumerate(layers.tolist())}
+        for layer in wanted:
+            squared = np.zeros(batches)
+            for part, centre in _elements(values, mean, row, layer, there):
+                squared += noise.squared_norm(part, centre, centred=centred)
+            if numel is not None and there.spans is not None:
+                squared *= numel[layer] / max(int(there.spans.count[layer]), 1)
+            network += squared
+            if layer in known:
+                out[i, known[layer]] = squared
+        if -1 in known:
+            out[i, known[-1]] = network
+    return (out, ("step", "layer", "batch")) if centred else (out[..., 0], ("step", "layer"))
+
+
+def _elements(
+    values: Stored, mean: Stored | None, row: int, layer: int, there: Address
+) -> Iterator[tuple[Array, Array | None]]:
+    """Yield a layer's gradients (batch, element) at one row with their mean, piece by piece."""
+    if "layer" in values.dims:
+        part = _at_layer(values, row, layer)
+        yield part, None if mean is None else _at_layer(mean, row, layer)[0]
+        return
+    assert there.spans is not None
+    count = values.shape[1] if "batch" in values.dims else 1
+    width = max(1, TRANSIENT_BYTES // (8 * count * noise.RUN)) * noise.RUN
+    total = int(there.spans.count[layer])
+    for begin in range(0, total, width):
+        end = min(begin + width, total)
+        part = _coordinates(values, row, layer, there.spans, begin, end)
+        centre = (
+            None if mean is None else _coordinates(mean, row, layer, there.spans, begin, end)[0]
+        )
+        yield part, centre
+
+
+def _at_layer(stored: Stored, row: int, layer: int) -> Array:
+    """Return (batch, direction) of one layer at one row; one batch if there are none."""
+    index = [slice(0, size) for size in stored.shape]
+    index[0] = slice(row, row + 1)
+    index[stored.dims.index("layer")] = slice(layer, layer + 1)
+    return stored[tuple(index)].reshape(-1, stored.shape[-1])
+
+
+def _coordinates(stored: Stored, row: int, layer: int, spans: Spans, begin: int, end: int) -> Array:
+    """Return (batch, coordinate) of some of a layer's coordinates at one row."""
+    leading = [slice(row, row + 1), *(slice(0, size) for size in stored.shape[1:-1])]
+    if spans.owners is None:
+        start = int(spans.start[layer])
+        found = stored[(*leading, slice(start + begin, start + end))]
+    else:
+        where = np.flatnonzero(spans.owners == layer)[begin:end]
+        axes = [(len(stored.shape) - 1, where)]
+        found = _read_axes(stored, axes, [*leading, slice(None)])
+    return found.reshape(-1, end - begin)
+
+
+class _Samples:
+    """Gradients of a noise group that were read for a piece, from which its cells are taken.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    read : Read
+        The input.
+    piece : Block
+        The cells.
+    trace : Trace
+        The trace.
+    """
+
+    def __init__(self, plan: Plan, read: Read, piece: Block, trace: Trace) -> None:
+        stored = trace.stored(read.group)
+        there = plan.addresses[read.group]
+        rows = there.rows[piece.first : piece.last]
+        layers = there.layers[piece.left : piece.right]
+        self._first, self._layers = piece.first, there.layers
+        self._values = _by_layer(stored[read.array], rows, layers, there)
+        mean = stored.get(f"mean_{read.array}")
+        self._mean = None if mean is None else _by_layer(mean, rows, layers, there)
+        recorded = trace.groups[read.group].attrs.get("batch_size")
+        self._times = noise.synthetic(recorded, plan.parameters.get("batch_size"))
+        self._standardized = plan.parameters.get("mode") == "standardized"
+
+    def cell(self, cell: Block) -> FloatArray:
+        """Return noise samples (step, layer, batch, series) of one cell."""
+        layer = int(self._layers[cell.left])
+        rows = [
+            noise.cell(
+                self._values[layer][row],
+                None if self._mean is None else self._mean[layer][row],
+                times=self._times,
+                standardized=self._standardized,
+            )
+            for row in range(cell.first - self._first, cell.last - self._first)
+        ]
+        return (rows[0][None] if len(rows) == 1 else np.stack(rows))[:, None]
+
+
+def _by_layer(stored: Stored, rows: IntArray, layers: IntArray, there: Address) -> dict[int, Array]:
+    """Return a sketch of each layer as (step, ..., series); -1 is the network."""
+    own = layers[layers >= 0]
+    found: dict[int, Array] = {}
+    if "layer" in stored.dims:
+        if own.size:
+            taken = _taken(stored, {"step": rows, "layer": own})
+            found = {layer: taken[..., i, :] for i, layer in enumerate(own.tolist())}
+        if own.size < layers.size:
+            # The projection of the network is the sum of those of its layers.
+            for part in _layer_by_layer(stored, {"step": rows}, there.count):
+                for value in np.moveaxis(part, -2, 0):
+                    found[-1] = found[-1] + value if -1 in found else value.astype(np.float64)
+        return found
+    spans, size = there.spans, stored.shape[-1]
+    assert spans is not None
+    if spans.owners is not None:
+        for layer in own.tolist():
+            where = np.flatnonzero(spans.owners == layer)
+            found[layer] = _taken(stored, {"step": rows, "coordinate": where})
+        if own.size < layers.size:
+            found[-1] = _taken(stored, {"step": rows})
+        return found
+    ranges = {layer: (int(spans.start[layer]), int(spans.stop[layer])) for layer in own.tolist()}
+    if own.size < layers.size:
+        ranges[-1] = (0, size)
+    for begin, end, inside in _merged(ranges, stored.chunk[-1]):
+        taken = _taken(stored, {"step": rows, "coordinate": np.arange(begin, end)})
+        for layer in inside:
+            start, stop = ranges[layer]
+            found[layer] = taken[..., start - begin : stop - begin]
+    return found
+
+
+def _merged(ranges: dict[int, tuple[int, int]], chunk: int) -> Iterator[tuple[int, int, list[int]]]:
+    """Yield ranges that cover the given ones, with which they cover; no chunk in vain."""
+    begin = end = -1
+    inside: list[int] = []
+    for layer, (start, stop) in sorted(ranges.items(), key=lambda item: item[1]):
+        if inside and start // chunk > max(end - 1, begin) // chunk:
+            yield begin, end, inside
+            inside = []
+        if not inside:
+            begin = end = start
+        end = max(end, stop)
+        inside.append(layer)
+    if inside:
+        yield begin, end, inside
