@@ -5,6 +5,7 @@ __all__ = [
     "IncompleteTraceWarning",
     "MissingExtraError",
     "NotRecordedError",
+    "StorageError",
     "TraceError",
     "TracelabError",
     "UsageError",
@@ -49,3 +50,7 @@ class IncompleteTraceWarning(UserWarning):
 
 class DamagedError(TraceError):
     """Something that was recorded cannot be read: missing, truncated, or its checksum differs."""
+
+
+class StorageError(TracelabError):
+    """Something could not be written: the disk is full, or failed; exit code 1."""

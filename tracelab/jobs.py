@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
-import logging
-import platform
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
-from tracelab import engine, planning, registry
+from tracelab import computing, engine, planning, registry, reuse
+from tracelab.computing import Counts
 from tracelab.contracts import NETWORK, Analysis
 from tracelab.errors import NotRecordedError, UsageError
-from tracelab.trace import Trace
+from tracelab.trace import Trace, shelves
 from tracelab.trace import open as open_trace
-from tracelab.trace.results import write_result
+from tracelab.trace.locations import PathLike
+from tracelab.trace.resultform import DTYPES_OF_RESULTS
+from tracelab.trace.results import Results
+from tracelab.trace.shelves import Shelf
 from tracelab.typing import Status
 
-__all__ = ["analyze", "applicable", "failed_cells"]
+__all__ = ["Counts", "analyze", "applicable", "failed_cells"]
 
-Announce = Callable[[str, str], None]
-logger = logging.getLogger(__name__)
+Announce = Callable[[str, str, Counts], None]
 
 
 def applicable(trace: Trace) -> dict[str, str | None]:
@@ -55,6 +52,7 @@ def analyze(
     steps: slice | None = None,
     layers: str | None = None,
     seed: int = 0,
+    out: PathLike | None = None,
     force: bool = False,
     client: Any = None,
     scheduler: str | None = None,
@@ -65,10 +63,10 @@ def analyze(
     parameters: Mapping[str, Mapping[str, Any]] | None = None,
     **shared: Any,
 ) -> dict[str, xr.Dataset]:
-    """Run analyses on a trace and store their results beside it.
+    """Run analyses on a trace and store their results beside it, or elsewhere.
 
-    What was computed before, by the same version of the analysis with the same parameters on the
-    same rows, is read from the store.
+    Cells that were computed before, by the same version of the analysis with the same parameters
+    on the same rows, are taken from stored results and from jobs that were interrupted.
 
     Parameters
     ----------
@@ -82,6 +80,9 @@ def analyze(
         Regular expression a layer's whole name must match; ``network`` is the row of all layers.
     seed : int
         Seed; with it a result has the same bits on any number of workers.
+    out : str, path or zarr Store, optional
+        Where results are kept instead: a store for results alone, of any number of traces, made if
+        there is none. Default: what the trace was opened with as `results`, else beside it.
     force : bool
         Compute even what is stored.
     client : distributed.Client, optional
@@ -93,9 +94,10 @@ def analyze(
     memory : str or int, optional
         Bound on memory (``"4GiB"``).
     progress : callable, optional
-        Called with (analysis, blocks done, blocks in all).
+        Called with (analysis, blocks done, blocks to compute).
     announce : callable, optional
-        Called with (analysis, ``"stored"`` | ``"computed"``) as each result is ready.
+        Called with (analysis, ``"stored"`` | ``"computed"``, counts) as each result is ready;
+        counts says how many cells were reused, computed, and of these failed or unreadable.
     parameters : mapping, optional
         Parameters by analysis: ``{"tail_index": {"confidence": 0.9}}``.
     **shared
@@ -109,15 +111,22 @@ def analyze(
     Raises
     ------
     UsageError
-        An unknown analysis, parameter, layer or value.
+        An unknown analysis, parameter, layer or value; results that must be computed and cannot be
+        stored.
     NotRecordedError
         An analysis named here needs what the trace does not hold.
+    StorageError
+        A result could not be stored; those before it are.
+    KeyboardInterrupt
+        After Ctrl-C. What is finished is kept: the same call goes on with it.
     """
     opened = open_trace(trace) if not isinstance(trace, Trace) else trace
     chosen = _choose(opened, names)
     given = _assign(chosen, parameters or {}, shared)
     matches = _matcher(opened, layers)
     execution = engine.Execution(client, scheduler, workers, memory)
+    for analysis in chosen.values():
+        _check_storable(analysis)
     # Every plan is made, and so every mistake reported, before the first hour of computing.
     plans = {
         name: planning.plan(
@@ -130,22 +139,32 @@ def analyze(
         )
         for name, analysis in chosen.items()
     }
+    places, shelf = _places(opened, out)
     results: dict[str, xr.Dataset] = {}
     for name, plan in plans.items():
-        key = _key(plan, opened)
-        stored = None if force else opened.results.get_key(name, key)
-        if stored is not None:
-            results[name] = stored
-            if announce is not None:
-                announce(name, "stored")
-            continue
-        tell = None
-        if progress is not None:
-            tell = _named(progress, name)
-        results[name] = _compute(plan, opened, execution, tell, key)
+        outcome = computing.compute(
+            plan,
+            opened,
+            execution,
+            None if progress is None else _named(progress, name),
+            identity=reuse.identify(plan, opened),
+            results=places,
+            shelf=shelf,
+            force=force,
+        )
+        results[name] = outcome.result
         if announce is not None:
-            announce(name, "computed")
+            announce(name, outcome.state, outcome.counts)
     return results
+
+
+def _places(trace: Trace, out: PathLike | None) -> tuple[Results, Shelf]:
+    """Return where results are sought, and where they go."""
+    places = trace.results.places
+    if out is None:
+        return Results(places), places[-1]
+    shelf = shelves.elsewhere(out, trace.run, create=True)
+    return Results((*(place for place in places if place.name != shelf.name), shelf)), shelf
 
 
 def _named(progress: Callable[[str, int, int], None], name: str) -> engine.Progress:
@@ -164,6 +183,15 @@ def _choose(trace: Trace, names: Sequence[str] | str | None) -> dict[str, Analys
     if not wanted:
         raise UsageError("name at least one analysis, or leave the names out to run all that fit")
     return {name: registry.analysis(name) for name in dict.fromkeys(wanted)}
+
+
+def _check_storable(analysis: Analysis) -> None:
+    for variable in analysis.outputs:
+        if np.dtype(variable.dtype).name not in DTYPES_OF_RESULTS:
+            raise UsageError(
+                f"analysis {analysis.name!r} declares {variable.name!r} as {variable.dtype!r}, "
+                f"which cannot be stored; there are: {', '.join(sorted(DTYPES_OF_RESULTS))}"
+            )
 
 
 def _assign(
@@ -210,88 +238,3 @@ def _matcher(trace: Trace, layers: str | None) -> Callable[[str], bool] | None:
             f"{', ...' if len(names) > 20 else ''} and {NETWORK}"
         )
     return lambda name: pattern.fullmatch(name) is not None
-
-
-def _key(plan: planning.Plan, trace: Trace) -> str:
-    """Return the cache key: analysis version, parameters, cells, seed, and the input's digest."""
-    analysis = plan.analysis
-    identity = {
-        "analysis": analysis.name,
-        "version": analysis.version,
-        "parameters": plan.parameters,
-        "layers": plan.labels,
-        "seed": plan.seed,
-        "input": _input_digest(plan, trace),
-    }
-    return _digest(identity)
-
-
-def _input_digest(plan: planning.Plan, trace: Trace) -> str:
-    # Rows are only ever appended: run, steps and layout tell them apart without reading them.
-    groups = {}
-    for name in sorted(set(plan.groups.values())):
-        group = trace.groups[name]
-        groups[name] = {
-            "attributes": {key: str(value) for key, value in sorted(group.attrs.items())},
-            "arrays": {
-                str(array): [list(group[array].dims), list(group[array].shape[1:])]
-                for array in sorted(map(str, group.variables))
-            },
-        }
-    return _digest(
-        {"run": trace.run, "steps": plan.steps, "groups": groups, "sources": plan.sources}
-    )
-
-
-def _digest(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _compute(
-    plan: planning.Plan,
-    trace: Trace,
-    execution: engine.Execution,
-    progress: engine.Progress | None,
-    key: str,
-) -> xr.Dataset:
-    started = time.perf_counter()
-    result, failures = engine.compute(plan, trace, execution, progress)
-    analysis = plan.analysis
-    result.attrs = {
-        "analysis": analysis.name,
-        "analysis_version": analysis.version,
-        "summary": analysis.summary,
-        "parameters": _plain(plan.parameters),
-        "sources": dict(plan.sources),
-        "run": trace.run,
-        "input_digest": _input_digest(plan, trace),
-        "seed": plan.seed,
-        "references": [reference.citation for reference in analysis.references],
-        "software": _software(),
-        "created": datetime.now(UTC).isoformat(),
-        "seconds": round(time.perf_counter() - started, 3),
-        "failures": list(failures[:100]),
-        "n_failures": len(failures),
-    }
-    found = analysis.finding(result)
-    result.attrs["finding"] = found.sentence
-    result.attrs["warnings"] = list(found.warnings)
-    if failures:
-        logger.warning(
-            "%s: %d cells failed, the first: %s", analysis.name, len(failures), failures[0]
-        )
-    write_result(trace.store, analysis.name, key, result)
-    return result
-
-
-def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in parameters.items()
-    }
-
-
-def _software() -> dict[str, str]:
-    packages: Iterable[str] = ("tracelab", "numpy", "scipy", "numba", "statsmodels", "dask")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

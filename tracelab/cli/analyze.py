@@ -16,6 +16,8 @@ from tracelab.errors import UsageError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from tracelab.jobs import Counts
+
 __all__ = ["analyze"]
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,11 @@ logger = logging.getLogger(__name__)
 @click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: threads.")
 @click.option("--scheduler", metavar="ADDRESS", help="A running dask.distributed scheduler.")
 @click.option("--memory", metavar="SIZE", help="Bound on memory, such as 4GiB.")
+@click.option(
+    "--out",
+    metavar="RESULTS",
+    help="Keep results in this store, not beside TRACE: for traces that cannot be written.",
+)
 @click.option("--force", is_flag=True, help="Compute even what is stored.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the analyses.")
 @click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
@@ -64,14 +71,16 @@ def analyze(
     workers: int | None,
     scheduler: str | None,
     memory: str | None,
+    out: str | None,
     force: bool,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Run analyses on every TRACE and store their results beside it.
+    """Run analyses on every TRACE and store their results beside it, or in RESULTS.
 
     What was computed before, by the same version of the analysis with the same parameters on the
-    same rows, is read from the store.
+    same rows, is not computed again, whole results and parts of them. What an interrupted command
+    had finished is kept, and the same command goes on with it.
     """
     if workers is not None and scheduler is not None:
         raise UsageError("--workers and --scheduler exclude each other; give one of them")
@@ -91,11 +100,17 @@ def analyze(
     outcomes: list[dict[str, Any]] = []
     worst = ExitCode.DONE
     for trace in dict.fromkeys(traces):
-        how: dict[str, str] = {}
+        how: dict[str, tuple[str, jobs.Counts]] = {}
 
-        def announce(name: str, state: str, trace: str = trace, how: dict[str, str] = how) -> None:
-            how[name] = state
-            logger.info("%s: %s %s", trace, name, state)
+        def announce(
+            name: str,
+            state: str,
+            counts: jobs.Counts,
+            trace: str = trace,
+            how: dict[str, tuple[str, jobs.Counts]] = how,
+        ) -> None:
+            how[name] = (state, counts)
+            logger.info("%s: %s %s (%s)", trace, name, state, _counted(counts))
 
         outcome: dict[str, Any] = {"trace": trace, "error": None, "results": []}
         outcomes.append(outcome)
@@ -106,6 +121,7 @@ def analyze(
                 steps=selected,
                 layers=layers,
                 seed=seed,
+                out=out,
                 force=force,
                 scheduler=scheduler,
                 workers=workers,
@@ -115,10 +131,11 @@ def analyze(
                 parameters=by_analysis,
                 **shared,
             )
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            kept = f"; {error}" if str(error) else ""
             click.echo(
-                "Interrupted: the analyses that finished are stored, "
-                "and the same command goes on with the others.",
+                f"Interrupted: the analyses that finished are stored{kept}. "
+                "The same command goes on from here.",
                 err=True,
             )
             ctx.exit(ExitCode.INTERRUPTED)
@@ -131,8 +148,8 @@ def analyze(
             click.echo(f"Error: {trace}: {sentence(error)}", err=True)
             worst = max(worst, code_of(error))
             continue
-        outcome["results"] = [_described(name, how[name], results[name]) for name in results]
-        if any(each["failed_cells"] for each in outcome["results"]):
+        outcome["results"] = [_described(name, *how[name], results[name]) for name in results]
+        if any(each["failed_cells"] or each["unreadable_cells"] for each in outcome["results"]):
             worst = max(worst, ExitCode.FAILED)
         if not as_json:
             _show(trace, outcome["results"], console)
@@ -187,21 +204,34 @@ def parse_assignments(
     return dict(by_analysis), shared
 
 
-_OPTIONS = frozenset(("force", "json", "layers", "memory", "scheduler", "seed", "steps", "workers"))
+_OPTIONS = frozenset(
+    ("force", "json", "layers", "memory", "out", "scheduler", "seed", "steps", "workers")
+)
 
 
-def _described(name: str, how: str, result: xr.Dataset) -> dict[str, Any]:
-    from tracelab import jobs
+def _counted(counts: Counts) -> str:
+    told = {
+        "reused": counts.reused,
+        "computed": counts.computed,
+        "failed": counts.failed,
+        "unreadable": counts.unreadable,
+    }
+    return f"cells: {', '.join(f'{count:,} {what}' for what, count in told.items())}"
 
+
+def _described(name: str, state: str, counts: Counts, result: xr.Dataset) -> dict[str, Any]:
     attributes: Mapping[Any, Any] = result.attrs
     return {
         "analysis": name,
-        "state": how,
+        "state": state,
         "parameters": attributes["parameters"],
         "finding": attributes["finding"],
         "warnings": attributes["warnings"],
         "cells": result["status"].size,
-        "failed_cells": jobs.failed_cells(result),
+        "reused_cells": counts.reused,
+        "computed_cells": counts.computed,
+        "failed_cells": counts.failed,
+        "unreadable_cells": counts.unreadable,
         "failures": attributes["failures"],
         "seconds": attributes["seconds"],
     }
@@ -213,10 +243,14 @@ def _show(trace: str, outcomes: Sequence[Mapping[str, Any]], console: Console) -
     for outcome in outcomes:
         head = f"  {outcome['analysis']:<{width}}  {outcome['state']:<8}  "
         click.echo(paragraph(head, outcome["finding"]))
-        if outcome["failed_cells"]:
-            first = f"; the first: {outcome['failures'][0]}" if outcome["failures"] else ""
-            failed = f"{outcome['failed_cells']} of {outcome['cells']} cells failed{first}"
-            click.echo(paragraph(" " * len(head), failed))
+        first = f"; the first: {outcome['failures'][0]}" if outcome["failures"] else ""
+        for count, what in (
+            (outcome["failed_cells"], "failed"),
+            (outcome["unreadable_cells"], "cannot be read: the trace is damaged there"),
+        ):
+            if count:
+                told = f"{count} of {outcome['cells']} cells {what}{first}"
+                click.echo(paragraph(" " * len(head), told))
         if console.verbose:
             for warning in outcome["warnings"]:
                 click.echo(paragraph(f"{'':{len(head)}}note: ", warning))

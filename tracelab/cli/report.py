@@ -21,8 +21,13 @@ __all__ = ["report"]
     show_default=True,
     help="The page to write; an older one is replaced.",
 )
+@click.option(
+    "--results",
+    metavar="RESULTS",
+    help="Also show results of the traces in this store, which `analyze --out` wrote.",
+)
 @click.pass_obj
-def report(console: Console, traces: tuple[str, ...], output: Path) -> None:
+def report(console: Console, traces: tuple[str, ...], output: Path, results: str | None) -> None:
     """Write the stored results of every TRACE into one self-contained HTML page.
 
     Prints where the page is. Results are computed by `tracelab analyze`, not here.
@@ -30,5 +35,5 @@ def report(console: Console, traces: tuple[str, ...], output: Path) -> None:
     from tracelab.reporting import report as write_report
 
     console.note(f"writing {output}")
-    write_report(list(dict.fromkeys(traces)), output)
+    write_report(list(dict.fromkeys(traces)), output, results=results)
     click.echo(output)

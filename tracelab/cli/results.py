@@ -23,6 +23,12 @@ __all__ = ["results"]
 @click.command()
 @click.argument("trace")
 @click.argument("name", required=False)
+@click.option(
+    "--results",
+    "elsewhere",
+    metavar="RESULTS",
+    help="Also show results of TRACE in this store, which `analyze --out` wrote.",
+)
 @click.option("--all", "every", is_flag=True, help="Every result of NAME, not the most recent.")
 @click.option(
     "--format",
@@ -44,6 +50,7 @@ def results(
     console: Console,
     trace: str,
     name: str | None,
+    elsewhere: str | None,
     every: bool,
     form: str,
     as_json: bool,
@@ -62,7 +69,7 @@ def results(
 
     from tracelab.trace import open as open_trace
 
-    with open_trace(trace) as opened:
+    with open_trace(trace, elsewhere) as opened:
         if name is None:
             stored = [each for key in opened.results for each in opened.results.all(key).values()]
             if not stored:

@@ -39,6 +39,7 @@ def report(
     output: str | os.PathLike[str],
     *,
     title: str | None = None,
+    results: str | os.PathLike[str] | Store | None = None,
 ) -> Path:
     """Write the stored results of traces as one HTML page, and return its path.
 
@@ -55,6 +56,8 @@ def report(
         An ``.html`` file; an older one is replaced in one step.
     title : str, optional
         Heading of the page. Default: the traces' names.
+    results : str, path or zarr Store, optional
+        Where results are that are not kept beside the traces (`tracelab.open`).
 
     Returns
     -------
@@ -83,7 +86,9 @@ def report(
         raise UsageError("report needs at least one trace, got none")
     with ExitStack() as ours:
         opened = [
-            item if isinstance(item, Trace) else ours.enter_context(open_trace(item))
+            item
+            if isinstance(item, Trace) and results is None
+            else ours.enter_context(open_trace(item, results))
             for item in given
         ]
         if not any(len(trace.results) for trace in opened):

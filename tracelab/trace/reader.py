@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Self
 import xarray as xr
 from zarr.storage import LocalStore
 
-from tracelab import noise
+from tracelab import noise, steps
 from tracelab.errors import NotRecordedError, TraceError, UsageError
-from tracelab.trace import members, render, selection
+from tracelab.trace import members, render, selection, shelves
 from tracelab.trace.datasets import dataset
 from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.ranks import Ranks, describe_ranks
@@ -80,6 +80,8 @@ class Trace:
     ----------
     location : Location
         Where it is.
+    results : str, path or zarr Store, optional
+        Where results are kept that are not beside it.
 
     Attributes
     ----------
@@ -93,12 +95,13 @@ class Trace:
         What was recorded.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, results: PathLike | None = None) -> None:
         self._location = location
         self.location = location.name
         self.store: Store = location.store
         self.shareable = location.shareable
         self.refresh()
+        self._elsewhere = None if results is None else shelves.elsewhere(results, self.run)
 
     def refresh(self) -> Self:
         """Look at the last commit from now on.
@@ -163,7 +166,8 @@ class Trace:
     @property
     def results(self) -> Results:
         """What analyses computed, by analysis."""
-        return Results(self.store)
+        beside = shelves.beside(self._location, self.run)
+        return Results((beside, self._elsewhere) if self._elsewhere else (beside,))
 
     def noise(
         self,
@@ -204,9 +208,8 @@ class Trace:
             Unknown mode or sketch, or a batch size that cannot be synthesised.
         """
         return noise.samples(
-            self.groups[group],
+            self._at(group, step),
             self.layers,
-            step=step,
             layer=layer,
             mode=mode,
             batch_size=batch_size,
@@ -237,7 +240,7 @@ class Trace:
             If the group, a step or a layer is not there: the message says whether it was not
             recorded, not at this step, or not yet.
         """
-        chosen = selection.steps(self.groups[group], group, step, self.state)
+        chosen = self._at(group, step)
         return selection.layers(chosen, self.layers, group, layer)
 
     @property
@@ -245,6 +248,10 @@ class Trace:
         """Traces of the ranks of a job by rank, opened when asked for."""
         paths = members.ranks(self._location)
         return Ranks(tuple(paths), lambda rank: Trace(self._location.at(paths[rank])))
+
+    def _at(self, group: str, step: Any) -> xr.Dataset:
+        recording = self.state == "recording"
+        return steps.select(self.groups[group], step, name=group, recording=recording)
 
     def summary(self) -> dict[str, Any]:
         """Return what is in the trace, as JSON can hold it."""
@@ -265,8 +272,9 @@ class Trace:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.groups]
 
-    def __reduce__(self) -> tuple[Any, tuple[Any]]:
-        return open, (self._location.reopen,)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        elsewhere = self._elsewhere.location.reopen if self._elsewhere else None
+        return open, (self._location.reopen, elsewhere)
 
     def __enter__(self) -> Self:
         return self
@@ -286,7 +294,7 @@ class Trace:
         return render.html(self._location.name, self._snapshot)
 
 
-def open(path: PathLike | Trace) -> Trace:
+def open(path: PathLike | Trace, results: PathLike | None = None) -> Trace:
     """Open a trace; nothing but its metadata is read.
 
     Parameters
@@ -294,6 +302,9 @@ def open(path: PathLike | Trace) -> Trace:
     path : str, path, zarr Store or Trace
         A folder, a ``.zip`` of one, a URL such as ``s3://bucket/run.zarr``, an open Zarr store, or
         a trace, which is opened anew.
+    results : str, path or zarr Store, optional
+        Where results are that are not kept beside the trace: what ``analyze(..., out=)`` wrote.
+        Of these and its own the most recent is shown.
 
     Returns
     -------
@@ -302,14 +313,16 @@ def open(path: PathLike | Trace) -> Trace:
     Raises
     ------
     UsageError
-        If there is nothing at `path`.
+        If there is nothing at `path`, or no results at `results`.
     TraceError
         If what is there is no trace, is damaged, or has another format version.
     MissingExtraError
         If reading a URL needs a package that is not installed.
     """
     if isinstance(path, Trace):
-        return Trace(resolve(path._location.reopen))
+        if results is None and path._elsewhere is not None:
+            results = path._elsewhere.location.reopen
+        return Trace(resolve(path._location.reopen), results)
     location = resolve(path)
     if not location.exists():
         raise UsageError(
@@ -317,7 +330,7 @@ def open(path: PathLike | Trace) -> Trace:
             "tracelab.create"
         )
     try:
-        return Trace(location)
+        return Trace(location, results)
     except TraceError:
         found = members.ranks(location)
         if found and not location.has("zarr.json"):

@@ -42,8 +42,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(record, run)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert errors == (
-        "Interrupted: the analyses that finished are stored, "
-        "and the same command goes on with the others.\n"
+        "Interrupted: the analyses that finished are stored; 0 of 1 cells of gaussianity are kept. "
+        "The same command goes on from here.\n"
     )
     assert list(tracelab.open(path).results) == ["noise_scale"]
     again = run(*arguments, "--layers", "network").stdout

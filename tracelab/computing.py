@@ -1,0 +1,421 @@
+"""Computes what is missing of a plan, keeps what is finished meanwhile, and stores the result."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+
+from tracelab import engine, reuse
+from tracelab.cells import labelled
+from tracelab.errors import DamagedError, TracelabError
+from tracelab.planning import Plan
+from tracelab.reuse import Identity, Table
+from tracelab.trace import Trace, shelves, unfinished
+from tracelab.trace.objects import remove
+from tracelab.trace.resultform import Entry, load
+from tracelab.trace.results import Results
+from tracelab.trace.shelves import Shelf
+from tracelab.trace.unfinished import Job
+from tracelab.typing import IntArray, Status
+
+__all__ = ["Counts", "Interrupted", "Outcome", "compute", "counts"]
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 3.0
+"""How often what is finished is saved."""
+
+# Saving takes at most this share of the time.
+_SHARE = 0.05
+_MESSAGES = 100
+_MESSAGE_LENGTH = 500
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while an analysis ran; the message says how much of it is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What became of a result's cells in one call of `analyze`.
+
+    Parameters
+    ----------
+    reused : int
+        Taken over: from stored results, or from a job that was interrupted.
+    computed : int
+        The others; some of them may be
+    failed : int
+        cells whose kernel failed, or
+    unreadable : int
+        cells whose input is damaged.
+    """
+
+    reused: int
+    computed: int
+    failed: int
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of a plan.
+
+    Parameters
+    ----------
+    result : xarray.Dataset
+        In memory.
+    state : {"stored", "computed"}
+        Whether all of it was there before.
+    counts : Counts
+        How many cells were reused, computed, failed.
+    """
+
+    result: xr.Dataset
+    state: str
+    counts: Counts
+
+
+def counts(status: Any, reused: int) -> Counts:
+    """Return how many cells of a result are what, of which `reused` were not computed."""
+    return Counts(
+        reused=reused,
+        computed=int(status.size) - reused,
+        failed=int((status == int(Status.FAILED)).sum()),
+        unreadable=int((status == int(Status.UNREADABLE)).sum()),
+    )
+
+
+def compute(
+    plan: Plan,
+    trace: Trace,
+    execution: engine.Execution,
+    progress: engine.Progress | None,
+    *,
+    identity: Identity,
+    results: Results,
+    shelf: Shelf,
+    force: bool = False,
+) -> Outcome:
+    """Return the result of a plan: cells that there are, and the others computed and stored.
+
+    Parameters
+    ----------
+    plan : Plan
+        What is wanted.
+    trace : Trace
+        Of what.
+    execution : Execution
+        Where it is computed.
+    progress : callable, optional
+        Called with (blocks done, blocks to compute).
+    identity : Identity
+        What tells the result from others.
+    results : Results
+        Where results and finished cells are sought.
+    shelf : Shelf
+        Where the result goes.
+    force : bool
+        Compute every cell.
+
+    Raises
+    ------
+    UsageError
+        If something must be computed and the result cannot be stored.
+    StorageError
+        If the disk is full, or failed.
+    Interrupted
+        After Ctrl-C: the message says what is kept.
+    """
+    started = time.perf_counter()
+    table = Table.empty(plan)
+    if not force:
+        found = reuse.exact(identity, results)
+        if found is not None:
+            table.have[...] = True
+            _clean(table, identity, results)
+            return Outcome(found, "stored", counts(found["status"], table.have.size))
+    reused = 0 if force else reuse.adopt(table, identity, results)
+    left = reuse.missing(table)
+    if left is None and shelf.location.store.read_only:
+        result = _finished(table, trace, identity, [], reused, started)
+        return Outcome(result, "stored", counts(result["status"], reused))
+    shelves.prepare(shelf, plan.analysis.name)
+    messages: list[str] = []
+    with Job(shelf, identity.kind) as job, _Keeper(job, table) as keeper:
+        try:
+            if left is not None:
+                with closing(_stream(left, trace, execution, progress)) as blocks:
+                    for block, outputs, failures in blocks:
+                        rows, columns = _places(table, left, block)
+                        table.put(rows, columns, _side_by_side(outputs, plan))
+                        keeper.add(rows, columns)
+                        messages += failures
+            result = _finished(table, trace, identity, messages, reused, started)
+            _store(table, result, identity, results, job)
+        except KeyboardInterrupt:
+            keeper.save()
+            raise Interrupted(_kept(table, identity, keeper)) from None
+        except BaseException:
+            keeper.save()
+            raise
+        job.discard()
+    _supersede(table, identity, shelf)
+    _clean(table, identity, results)
+    if messages:
+        logger.warning(
+            "%s: %d cells failed, the first: %s", plan.analysis.name, len(messages), messages[0]
+        )
+    state = "computed" if left is not None else "stored"
+    return Outcome(result, state, counts(result["status"], reused))
+
+
+def _stream(
+    plan: Plan,
+    trace: Trace,
+    execution: engine.Execution,
+    progress: engine.Progress | None,
+) -> Any:
+    return engine.stream(plan, trace, execution, progress)
+
+
+def _places(table: Table, part: Plan, block: Any) -> tuple[IntArray, IntArray]:
+    """Return row and column, in the table, of each cell of a block of a part of its plan."""
+    columns = np.arange(block.left, block.right)
+    rows = np.zeros(1, dtype=np.int64)
+    if reuse.by_step(part.analysis):
+        rows = np.searchsorted(table.plan.steps, part.steps[block.first : block.last])
+    down, across = np.meshgrid(rows, columns, indexing="ij")
+    return down.ravel(), across.ravel()
+
+
+def _side_by_side(outputs: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    outer = len(plan.analysis.cell)
+    return {name: each.reshape(-1, *each.shape[outer:]) for name, each in outputs.items()}
+
+
+def _kept(table: Table, identity: Identity, keeper: _Keeper) -> str:
+    kept = int(table.have.sum()) - keeper.pending
+    return f"{kept:,} of {table.have.size:,} cells of {identity.kind.analysis} are kept"
+
+
+# ------------------------------------------------------------------------------- keeping meanwhile
+
+
+@dataclass
+class _Saved:
+    """A part: its name, its size, and where its cells are in the table."""
+
+    name: str
+    nbytes: int
+    rows: IntArray
+    columns: IntArray
+
+
+@dataclass
+class _Keeper:
+    """Saves finished cells every few seconds, in a thread of its own.
+
+    Parts are merged as they grow, each about twice as large as the next, so that there are few
+    and each cell is written a few times only.
+    """
+
+    job: Job
+    table: Table
+    parts: list[_Saved] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._waiting: list[tuple[IntArray, IntArray]] = []
+        self._adding = threading.Lock()
+        self._saving = threading.Lock()
+        self._ended = threading.Event()
+        self._complained = False
+        self._thread = threading.Thread(target=self._run, name="tracelab-save", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def pending(self) -> int:
+        """Number of finished cells that are not saved."""
+        with self._adding:
+            return sum(len(rows) for rows, _ in self._waiting)
+
+    def add(self, rows: IntArray, columns: IntArray) -> None:
+        """Take note of cells that were put into the table; the good ones are to be kept."""
+        place = (rows, columns) if reuse.by_step(self.table.plan.analysis) else (columns,)
+        fine = reuse.good(self.table.outputs["status"][place])
+        rows, columns = rows[fine], columns[fine]
+        with self._adding:
+            self.table.have[rows, columns] = True
+            self._waiting.append((rows, columns))
+
+    def save(self) -> None:
+        """Save what is finished now."""
+        with self._saving:
+            with self._adding:
+                waiting, self._waiting = self._waiting, []
+            if not sum(len(rows) for rows, _ in waiting):
+                return
+            rows, columns = (np.concatenate(each) for each in zip(*waiting, strict=True))
+            try:
+                self._write(rows, columns)
+            except (OSError, TracelabError) as error:
+                with self._adding:
+                    self._waiting.insert(0, (rows, columns))
+                if not self._complained:
+                    logger.warning(
+                        "%s: what is finished so far cannot be saved (%s); computing goes on",
+                        self.job.kind.analysis,
+                        getattr(error, "strerror", None) or error,
+                    )
+                self._complained = True
+
+    def _write(self, rows: IntArray, columns: IntArray) -> None:
+        nbytes = self.table.take(rows, columns).nbytes
+        merged: list[_Saved] = []
+        for part in reversed(self.parts):
+            if part.nbytes > 2 * nbytes or part.nbytes + nbytes > unfinished.PART_BYTES:
+                break
+            rows = np.concatenate([part.rows, rows])
+            columns = np.concatenate([part.columns, columns])
+            nbytes += part.nbytes
+            merged.append(part)
+        count = max(1, -(-nbytes // unfinished.PART_BYTES))
+        written = []
+        for piece in np.array_split(np.arange(len(rows)), count):
+            cells = self.table.take(rows[piece], columns[piece])
+            written.append(_Saved(self.job.save(cells), cells.nbytes, rows[piece], columns[piece]))
+        self.parts = [part for part in self.parts if part not in merged] + written
+        for part in merged:
+            self.job.drop(part.name)
+
+    def _run(self) -> None:
+        pause = SAVE_SECONDS
+        while not self._ended.wait(pause):
+            before = time.perf_counter()
+            self.save()
+            pause = max(SAVE_SECONDS, (time.perf_counter() - before) / _SHARE)
+
+
+# ------------------------------------------------------------------------------------- the result
+
+
+def _finished(
+    table: Table,
+    trace: Trace,
+    identity: Identity,
+    messages: list[str],
+    reused: int,
+    started: float,
+) -> xr.Dataset:
+    plan, analysis = table.plan, table.plan.analysis
+    result = labelled(plan, table.outputs)
+    told = counts(result["status"], reused)
+    result.attrs = {
+        "analysis": analysis.name,
+        "analysis_version": analysis.version,
+        "summary": analysis.summary,
+        "parameters": _plain(plan.parameters),
+        "sources": dict(plan.sources),
+        "run": trace.run,
+        "input_digest": reuse.input_digest(plan, trace),
+        "basis": identity.kind.basis,
+        "key": identity.key,
+        "seed": plan.seed,
+        "references": [reference.citation for reference in analysis.references],
+        "software": _software(),
+        "serial": 0,
+        "created": datetime.now(UTC).isoformat(),
+        "seconds": round(time.perf_counter() - started, 3),
+        "reused_cells": told.reused,
+        "computed_cells": told.computed,
+        "failures": [message[:_MESSAGE_LENGTH] for message in messages[:_MESSAGES]],
+        "n_failures": len(messages),
+    }
+    found = analysis.finding(result)
+    result.attrs["finding"] = found.sentence
+    result.attrs["warnings"] = list(found.warnings)
+    return result
+
+
+def _store(
+    table: Table, result: xr.Dataset, identity: Identity, results: Results, job: Job
+) -> None:
+    analysis = identity.kind.analysis
+
+    def serial() -> int:
+        # Not the time: a clock may be set back.
+        found = results.entries(analysis)
+        return min(1 + max((entry.age[0] for entry in found), default=0), 2**63 - 1)
+
+    name = f"{identity.key}-{uuid.uuid4().hex[:8]}"
+    shelves.store(job.shelf, job.path, name, result, serial)
+
+
+def _clean(table: Table, identity: Identity, results: Results) -> None:
+    """Remove what interrupted jobs left and the result makes superfluous."""
+    for place in results.places:
+        if not place.location.store.read_only:
+            with suppress(OSError, TracelabError):
+                unfinished.clean(place, identity.kind, table.holds, table.cell_shapes)
+
+
+def _supersede(table: Table, identity: Identity, shelf: Shelf) -> None:
+    """Remove results all of whose good cells are in this one, which is more recent.
+
+    Whoever stores last of several jobs sees the results of all: the most recent remains.
+    """
+    with suppress(OSError, TracelabError):
+        same = [
+            entry
+            for entry in shelves.entries(shelf, identity.kind.analysis)
+            if entry.attrs["basis"] == identity.kind.basis
+        ]
+        age = max(entry.age for entry in same if entry.attrs["key"] == identity.key)
+        for entry in same:
+            if entry.age < age and _superfluous(entry, table, identity):
+                remove(entry.location, entry.path)
+
+
+def _superfluous(entry: Entry, table: Table, identity: Identity) -> bool:
+    try:
+        cells = reuse.cells_of(load(entry), table)
+    except DamagedError:
+        return bool(entry.attrs["key"] == identity.key)
+    return cells is not None and table.holds(cells)
+
+
+def _plain(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in parameters.items()
+    }
+
+
+def _software() -> dict[str, str]:
+    packages: Iterable[str] = ("tracelab", "numpy", "scipy", "numba", "statsmodels", "dask")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}

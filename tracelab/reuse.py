@@ -1,0 +1,345 @@
+"""Which cells of a plan have been computed before, and are taken over bit for bit.
+
+Cells are independent, and each has a seed of its own, so a cell computed for another selection of
+steps and layers, or by a job that was interrupted, is the cell that would be computed now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from tracelab.cells import unfilled
+from tracelab.contracts import Analysis
+from tracelab.errors import DamagedError, TraceError
+from tracelab.planning import Plan, restrict
+from tracelab.trace import Trace, resultform
+from tracelab.trace.results import Results
+from tracelab.trace.unfinished import Cells, Kind
+from tracelab.typing import Array, BoolArray, IntArray, Status
+
+if TYPE_CHECKING:
+    from tracelab.planning import Block
+
+__all__ = [
+    "Identity",
+    "Table",
+    "adopt",
+    "by_step",
+    "cells_of",
+    "exact",
+    "good",
+    "identify",
+    "input_digest",
+    "missing",
+]
+
+logger = logging.getLogger(__name__)
+
+_AGAIN = (int(Status.FAILED), int(Status.UNREADABLE))
+# Attributes of a group that say how far it is, not what is in it.
+_VOLATILE = ("complete",)
+_ATTEMPTS = 3
+MAX_BLOCKS = 4_000
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a plan's result the same as a stored one.
+
+    Parameters
+    ----------
+    kind : Kind
+        What its cells have in common with others that can be reused.
+    key : str
+        Digest of that and of the selected steps and layers.
+    """
+
+    kind: Kind
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The cells of a plan: their numbers, and which of them there are.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    outputs : dict of str to ndarray, dims of the outputs
+        Numbers; those of a missing cell have the status FAILED.
+    have : ndarray of bool, shape (step, layer)
+        Which are there; one row where cells have no step.
+    """
+
+    plan: Plan
+    outputs: dict[str, Array]
+    have: BoolArray
+
+    @classmethod
+    def empty(cls, plan: Plan) -> Table:
+        """Return the table of a plan of which nothing is there."""
+        rows = len(plan.steps) if by_step(plan.analysis) else 1
+        return cls(plan, unfilled(plan, plan.whole), np.zeros((rows, len(plan.labels)), bool))
+
+    def put(self, rows: IntArray, columns: IntArray, values: Mapping[str, Array]) -> None:
+        """Take the numbers of cells, given side by side along the first axis of `values`."""
+        for name, numbers in values.items():
+            place = (rows, columns) if by_step(self.plan.analysis) else (columns,)
+            self.outputs[name][place] = numbers
+
+    def take(self, rows: IntArray, columns: IntArray) -> Cells:
+        """Return cells, side by side."""
+        steps = np.asarray(self.plan.steps, dtype=np.int64)[rows] if self._by_step else None
+        place = (rows, columns) if self._by_step else (columns,)
+        outputs = {name: numbers[place] for name, numbers in self.outputs.items()}
+        return Cells(steps, self.plan.labels, columns, outputs)
+
+    @property
+    def _by_step(self) -> bool:
+        return by_step(self.plan.analysis)
+
+    @property
+    def cell_shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Dtype and shape of one cell, by output."""
+        skip = len(self.plan.analysis.cell)
+        return {name: (each.dtype.name, each.shape[skip:]) for name, each in self.outputs.items()}
+
+    def holds(self, cells: Cells) -> bool:
+        """Return whether all these cells are among those that are there."""
+        rows, columns = self._places(cells)
+        inside = (rows >= 0) & (columns >= 0)
+        return bool(inside.all()) and bool(self.have[rows, columns].all())
+
+    def adopt(self, cells: Cells) -> int:
+        """Take those cells that belong here, are missing and are good; return how many."""
+        rows, columns = self._places(cells)
+        wanted = (rows >= 0) & (columns >= 0) & good(cells.outputs["status"])
+        wanted[wanted] = ~self.have[rows[wanted], columns[wanted]]
+        if wanted.any():
+            values = {name: numbers[wanted] for name, numbers in cells.outputs.items()}
+            self.put(rows[wanted], columns[wanted], values)
+            self.have[rows[wanted], columns[wanted]] = True
+        return int(wanted.sum())
+
+    def _places(self, cells: Cells) -> tuple[IntArray, IntArray]:
+        known = {label: column for column, label in enumerate(self.plan.labels)}
+        table = np.asarray([known.get(label, -1) for label in cells.layers], dtype=np.int64)
+        columns = table[cells.columns]
+        if cells.steps is None or not self._by_step:
+            return np.zeros_like(columns), columns
+        steps = np.asarray(self.plan.steps, dtype=np.int64)
+        rows = np.searchsorted(steps, cells.steps)
+        rows[rows == steps.size] = 0
+        return np.where(steps[rows] == cells.steps, rows, -1), columns
+
+
+def by_step(analysis: Analysis) -> bool:
+    """Return whether the analysis has a cell for each step."""
+    return "step" in analysis.cell
+
+
+def good(status: Array) -> BoolArray:
+    """Return which cells need not be tried again: all but the failed and the unreadable."""
+    answer: BoolArray = ~np.isin(status, _AGAIN)
+    return answer
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+def identify(plan: Plan, trace: Trace) -> Identity:
+    """Return what tells a plan's result from others.
+
+    Raises
+    ------
+    TraceError
+        If the trace's generation is no number.
+    """
+    analysis = plan.analysis
+    generation = trace.attrs.get("generation", 0)
+    if type(generation) is not int or not 0 <= generation < 10**9:
+        raise TraceError(
+            f"{trace.location} is damaged: its attribute 'generation' is {generation!r}"
+        )
+    shared = {
+        "analysis": analysis.name,
+        "version": analysis.version,
+        "parameters": plan.parameters,
+        "seed": plan.seed,
+        "input": _input(plan, trace),
+        # A cell without a step is computed from all of them.
+        "steps": None if by_step(analysis) else plan.steps,
+    }
+    kind = Kind(analysis.name, analysis.version, generation, _digest(shared))
+    return Identity(kind, _digest([kind.basis, plan.steps, plan.labels]))
+
+
+def input_digest(plan: Plan, trace: Trace) -> str:
+    """Return the digest of what a plan reads: the input and the steps."""
+    return _digest([_input(plan, trace), plan.steps])
+
+
+def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
+    # Not the bytes: reading them all to learn that nothing has changed is most of an analysis.
+    # Committed rows never change within a generation of a run, so names and layout identify them.
+    groups = {}
+    for name in sorted(set(plan.groups.values())):
+        group = trace.groups[name]
+        groups[name] = {
+            "attributes": {
+                str(key): value for key, value in group.attrs.items() if key not in _VOLATILE
+            },
+            "layers": [str(label) for label in group["layer"].values] if "layer" in group else [],
+            "arrays": {
+                str(key): [
+                    str(array.dtype),
+                    array.attrs.get("units"),
+                    [[dim, size] for dim, size in array.sizes.items() if dim != "step"],
+                ]
+                for key, array in sorted(group.variables.items())
+            },
+        }
+    return {
+        "run": trace.run,
+        "generation": trace.attrs.get("generation", 0),
+        "groups": groups,
+        "sources": plan.sources,
+    }
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+# ----------------------------------------------------------------------------------------- finding
+
+
+def exact(identity: Identity, results: Results) -> xr.Dataset | None:
+    """Return the stored result of exactly this plan, in memory, if no cell is to be tried again."""
+    for entry in reversed(results.entries(identity.kind.analysis)):
+        if entry.attrs["key"] != identity.key:
+            continue
+        try:
+            found = resultform.load(entry).load()
+        except DamagedError as error:
+            logger.info("%s", error)
+            continue
+        if good(found["status"].values).all():
+            return found
+    return None
+
+
+def adopt(table: Table, identity: Identity, results: Results) -> int:
+    """Fill a table with what stored results and interrupted jobs have; return how many cells."""
+    count = 0
+    for _ in range(_ATTEMPTS):
+        gone = False
+        for entry in reversed(results.entries(identity.kind.analysis)):
+            if entry.attrs["basis"] != identity.kind.basis or table.have.all():
+                continue
+            try:
+                cells = cells_of(resultform.load(entry), table)
+            except DamagedError as error:
+                # Perhaps another job replaced it by one that holds more, which is there by now.
+                gone = True
+                logger.info("%s", error)
+                continue
+            if cells is not None:
+                count += table.adopt(cells)
+        if not gone:
+            break
+    for cells in results.unfinished(identity.kind, table.cell_shapes):
+        if table.have.all():
+            break
+        if (cells.steps is not None) == by_step(table.plan.analysis):
+            count += table.adopt(cells)
+    return count
+
+
+def cells_of(result: xr.Dataset, table: Table) -> Cells | None:
+    """Return the good cells of a stored result, or None if it is not of this analysis' form."""
+    analysis = table.plan.analysis
+    for variable in analysis.outputs:
+        if (
+            variable.name not in result
+            or result[variable.name].dims != variable.dims
+            or result[variable.name].dtype != np.dtype(variable.dtype)
+        ):
+            return None
+    for dim, labels in analysis.coords.items():
+        if dim not in result.coords or result[dim].values.tolist() != list(labels):
+            return None
+    layers = tuple(map(str, result["layer"].values))
+    try:
+        shape = tuple(result.sizes[dim] for dim in analysis.cell)
+        steps = result["step"].values.astype(np.int64) if by_step(analysis) else None
+    except KeyError:
+        return None
+    places = np.indices(shape).reshape(len(shape), -1)
+    fine = good(result["status"].values).ravel()
+    outputs = {}
+    for variable in analysis.outputs:
+        values = result[variable.name].values
+        outputs[variable.name] = values.reshape(-1, *values.shape[len(shape) :])[fine]
+    rows, columns = places[0][fine], places[-1][fine]
+    return Cells(None if steps is None else steps[rows], layers, columns, outputs)
+
+
+# ------------------------------------------------------------------------------------ what is left
+
+
+def missing(table: Table) -> Plan | None:
+    """Return the plan of the cells that are not there, or None if all are.
+
+    Its steps are those at which any is missing, so that they are cut well; what is there inside a
+    block is cut out of it, unless that made too many tasks.
+    """
+    plan, have = table.plan, table.have
+    if have.all():
+        return None
+    if by_step(plan.analysis):
+        rows = np.flatnonzero(~have.all(axis=1))
+        if rows.size < len(plan.steps):
+            plan = restrict(plan, [plan.steps[row] for row in rows])
+            have = have[rows]
+    blocks = [part for block in plan.blocks for part in _without(block, have, plan)]
+    if len(blocks) > max(2 * len(plan.blocks), MAX_BLOCKS):
+        blocks = [block for block in plan.blocks if any(True for _ in _without(block, have, plan))]
+    return replace(plan, blocks=tuple(blocks))
+
+
+def _without(block: Block, have: BoolArray, plan: Plan) -> Iterator[Block]:
+    """Yield blocks that make up what is missing of a block."""
+    stepped = by_step(plan.analysis)
+    inside = have[block.first : block.last] if stepped else have
+    inside = inside[:, block.left : block.right]
+    if not inside.any():
+        yield block
+        return
+    left = 0
+    while left < inside.shape[1]:
+        right = left + 1
+        while right < inside.shape[1] and (inside[:, right] == inside[:, left]).all():
+            right += 1
+        for first, last in _runs(~inside[:, left]):
+            part = replace(block, left=block.left + left, right=block.left + right)
+            if stepped:
+                part = replace(part, first=block.first + first, last=block.first + last)
+            yield part
+        left = right
+
+
+def _runs(mask: BoolArray) -> list[tuple[int, int]]:
+    """Return the ranges over which a mask is true."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], mask.astype(np.int8), [0]))))
+    return [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]

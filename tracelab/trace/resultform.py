@@ -1,0 +1,392 @@
+"""What a stored result is: one Zarr group, its arrays beside it, a checksum behind every chunk.
+
+The group's document is written last and holds the documents of its arrays and the checksums of
+their chunks: it is the result's commit. Reading believes nothing: a document that is not exactly of
+this form is no result, and a chunk that is not exactly the one committed is damaged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import xarray as xr
+from xarray.backends.common import BackendArray
+from xarray.core import indexing
+
+from tracelab.errors import DamagedError
+from tracelab.trace import documents, objects
+from tracelab.trace.locations import Location
+from tracelab.trace.schema import DTYPES, NAME
+from tracelab.trace.shards import Part, checksummed, encode_strings
+from tracelab.typing import Array
+
+__all__ = ["DTYPES_OF_RESULTS", "Entry", "document", "encode", "load", "parse"]
+
+DTYPES_OF_RESULTS = DTYPES - {"string"}
+MAX_DOCUMENT_BYTES = 2**20
+MAX_LABEL_BYTES = 2**26
+CHUNK_BYTES = 2**26
+EAGER_BYTES = 2**26
+
+_CHECKSUMS = "checksums"
+_CRC = 4
+_STRINGS: list[dict[str, Any]] = [
+    {"name": "vlen-utf8", "configuration": {}},
+    {"name": "crc32c"},
+]
+# What a label takes in memory.
+_TEXT_BYTES = 64
+_TEXT, _NUMBER = (str,), (int, float)
+_ATTRIBUTES: Mapping[str, tuple[type, ...]] = {
+    "analysis": _TEXT,
+    "analysis_version": (int,),
+    "basis": _TEXT,
+    "created": _TEXT,
+    "failures": (list,),
+    "finding": _TEXT,
+    "key": _TEXT,
+    "parameters": (dict,),
+    "references": (list,),
+    "run": _TEXT,
+    "seconds": _NUMBER,
+    "serial": (int,),
+    "warnings": (list,),
+}
+
+Document = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A finished result: where it is, and what its document says.
+
+    Parameters
+    ----------
+    location : Location
+        The store.
+    path : str
+        Its group.
+    attrs : mapping
+        Attributes of the result, without the checksums.
+    arrays : mapping of str to mapping
+        Documents of its arrays.
+    checksums : mapping of str to list of int
+        crc32c of each chunk of each array.
+    """
+
+    location: Location
+    path: str
+    attrs: Mapping[str, Any]
+    arrays: Mapping[str, Document]
+    checksums: Mapping[str, Sequence[int]]
+
+    @property
+    def age(self) -> tuple[int, str]:
+        """What orders results from the oldest to the most recent."""
+        return self.attrs["serial"], self.path.rpartition("/")[2]
+
+    def damaged(self, problem: str) -> DamagedError:
+        """Return the error that says what cannot be read, and what to do."""
+        name = self.attrs["analysis"]
+        return DamagedError(
+            f"the result of {name!r} in {self.location.name}/{self.path} is damaged ({problem}); "
+            f"compute it again with tracelab.analyze(trace, [{name!r}])"
+        )
+
+
+# ----------------------------------------------------------------------------------------- writing
+
+
+def encode(dataset: xr.Dataset) -> Iterator[tuple[str, Sequence[Part], Document, int | None]]:
+    """Yield the objects of a result's arrays: key, content, array's document, crc32c of a chunk.
+
+    The document of an array comes before its chunks, with None for the checksum.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        In memory; numbers of `DTYPES_OF_RESULTS`, and texts as labels.
+    """
+    for name, variable in dataset.variables.items():
+        values = np.asarray(variable.values)
+        texts = values.dtype.kind in "OTU"
+        rows = max(1, values.shape[0])
+        if not texts:
+            rows = max(1, min(rows, CHUNK_BYTES // max(1, values[:1].nbytes)))
+        described = _described(variable, "string" if texts else values.dtype.name, rows)
+        yield f"{name}/zarr.json", [documents.dump(dict(described))], described, None
+        for number, start in enumerate(range(0, values.shape[0], rows)):
+            if 0 in values.shape:
+                break
+            part = values[start : start + rows]
+            content = encode_strings([str(text) for text in part]) if texts else _whole(part, rows)
+            key = ".".join(map(str, ("c", number, *[0] * (values.ndim - 1))))
+            yield f"{name}/{key}", [content], described, int.from_bytes(content[-_CRC:], "little")
+
+
+def _whole(part: Array, rows: int) -> bytes:
+    """Return a chunk's bytes; one that the array ends in is filled with zeros."""
+    little = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
+    return checksummed(little.tobytes() + bytes(little[:1].nbytes * (rows - len(part))))
+
+
+def _described(variable: xr.Variable, dtype: str, rows: int) -> Document:
+    shape = [int(size) for size in variable.shape]
+    chunk = [rows, *(max(1, size) for size in shape[1:])]
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": shape,
+        "data_type": dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": _fill(dtype),
+        "codecs": _codecs(dtype),
+        "attributes": documents.plain(dict(variable.attrs), "attributes"),
+        "dimension_names": [str(dim) for dim in variable.dims],
+        "storage_transformers": [],
+    }
+
+
+def _fill(dtype: str) -> Any:
+    if dtype == "string":
+        return ""
+    return {"f": "NaN", "b": False}.get(np.dtype(dtype).kind, 0)
+
+
+def _codecs(dtype: str) -> list[dict[str, Any]]:
+    if dtype == "string":
+        return _STRINGS
+    raw: dict[str, Any] = {"name": "bytes"}
+    if np.dtype(dtype).itemsize > 1:
+        raw["configuration"] = {"endian": "little"}
+    return [raw, {"name": "crc32c"}]
+
+
+def document(
+    attrs: Mapping[str, Any],
+    arrays: Mapping[str, Document],
+    checksums: Mapping[str, Sequence[int]],
+) -> bytes:
+    """Return the bytes of a result's group document, its commit."""
+    attributes = {**attrs, _CHECKSUMS: {name: list(each) for name, each in checksums.items()}}
+    group = documents.group(documents.plain(attributes, "attributes"))
+    inline = {"kind": "inline", "must_understand": False, "metadata": dict(arrays)}
+    return documents.dump(group | {"consolidated_metadata": inline})
+
+
+# ----------------------------------------------------------------------------------------- reading
+
+
+def parse(content: bytes, location: Location, path: str, run: str) -> Entry:
+    """Return what a group's document says, if it is a result of this run and analysis.
+
+    Raises
+    ------
+    ValueError
+        If it is not exactly what tracelab writes.
+    """
+    try:
+        found = json.loads(content)
+        if found["node_type"] != "group" or found["zarr_format"] != 3:
+            raise ValueError("it is no group of Zarr format 3")
+        attrs = dict(found["attributes"])
+        checksums = attrs.pop(_CHECKSUMS)
+        arrays = dict(found["consolidated_metadata"]["metadata"])
+        _check_attributes(attrs, path.split("/")[-2], run)
+        sizes: dict[str, int] = {}
+        for name, described in arrays.items():
+            _check_array(name, described, checksums[name], sizes)
+        if "status" not in arrays or "layer" not in arrays:
+            raise ValueError("it has no status or no layers")
+        labels = {name: arrays[name] for name in arrays if name in sizes}
+        if any(described["dimension_names"] != [name] for name, described in labels.items()):
+            raise ValueError("an array has the name of a dimension that it does not label")
+        if sum(map(_stored_bytes, labels.values())) > MAX_LABEL_BYTES:
+            raise ValueError("it has more labels than can be read")
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    return Entry(location, path, attrs, arrays, checksums)
+
+
+def _check_attributes(attrs: Mapping[str, Any], analysis: str, run: str) -> None:
+    for name, types in _ATTRIBUTES.items():
+        if not isinstance(attrs[name], types) or isinstance(attrs[name], bool):
+            raise ValueError(f"the attribute {name!r} is {attrs[name]!r}")
+    if attrs["analysis"] != analysis or attrs["run"] != run:
+        raise ValueError("it is a result of another run or analysis")
+    if not 1 <= attrs["serial"] < 2**63 or not math.isfinite(attrs["seconds"]):
+        raise ValueError("its serial number or its time is no such thing")
+    for name in ("warnings", "failures", "references"):
+        if not all(isinstance(item, str) for item in attrs[name]):
+            raise ValueError(f"{name} holds something that is no text")
+
+
+def _check_array(
+    name: str, described: Document, checksums: Sequence[int], sizes: dict[str, int]
+) -> None:
+    shape, dims = described["shape"], described["dimension_names"]
+    chunk = described["chunk_grid"]["configuration"]["chunk_shape"]
+    dtype = described["data_type"]
+    if not NAME.fullmatch(name) or dtype not in DTYPES:
+        raise ValueError(f"an array {name!r} of type {dtype!r}")
+    if not (_sizes(shape, 0) and _sizes(chunk, 1) and 1 <= len(shape) == len(chunk) == len(dims)):
+        raise ValueError(f"{name} has the shape {shape!r} in chunks of {chunk!r}")
+    if chunk[1:] != [max(1, size) for size in shape[1:]] or chunk[0] > max(1, shape[0]):
+        raise ValueError(f"{name} has chunks of {chunk!r}")
+    if len(set(dims)) != len(dims) or not all(NAME.fullmatch(dim) for dim in dims):
+        raise ValueError(f"{name} has the dimensions {dims!r}")
+    for dim, size in zip(dims, shape, strict=True):
+        if sizes.setdefault(dim, size) != size:
+            raise ValueError(f"{name} has {size} along {dim!r}, other arrays {sizes[dim]}")
+    expected = {
+        "zarr_format": 3,
+        "node_type": "array",
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "codecs": _codecs(dtype),
+    }
+    for part, wanted in expected.items():
+        if described[part] != wanted:
+            raise ValueError(f"{name} has {described[part]!r} as its {part}")
+    if not isinstance(described["attributes"], dict):
+        raise ValueError(f"{name} has no attributes")
+    chunks = 0 if 0 in shape else -(-shape[0] // chunk[0])
+    if len(checksums) != chunks or not all(type(each) is int for each in checksums):
+        raise ValueError(f"{name} has {len(checksums)} checksums for {chunks} chunks")
+    if name in dims or dtype == "string":
+        wrong_type = dtype != {"step": "int64", "layer": "string"}.get(name, dtype)
+        if dims != [name] or wrong_type:
+            raise ValueError(f"{name} is not what labels a dimension")
+
+
+def _sizes(numbers: Any, least: int) -> bool:
+    return isinstance(numbers, list) and all(
+        type(number) is int and least <= number < 2**40 for number in numbers
+    )
+
+
+def _stored_bytes(described: Document) -> int:
+    dtype = described["data_type"]
+    itemsize = _TEXT_BYTES if dtype == "string" else np.dtype(dtype).itemsize
+    return int(math.prod(described["shape"]) * itemsize)
+
+
+def load(entry: Entry) -> xr.Dataset:
+    """Return a result: in memory, or, where it is large, with arrays that are read when asked for.
+
+    Raises
+    ------
+    DamagedError
+        If a label or, in memory, anything cannot be read.
+    """
+    eager = sum(map(_stored_bytes, entry.arrays.values())) <= EAGER_BYTES
+    labels = [name for name, array in entry.arrays.items() if name in array["dimension_names"]]
+    values = _read(entry, list(entry.arrays) if eager else labels)
+    variables = {}
+    for name, described in entry.arrays.items():
+        data: Any = values[name] if name in values else _lazy(entry, name)
+        attributes = dict(described["attributes"])
+        variables[name] = xr.Variable(described["dimension_names"], data, attributes)
+    coords = {name: variables.pop(name) for name in labels}
+    return xr.Dataset(variables, coords, dict(entry.attrs))
+
+
+class _Stored(BackendArray):
+    """An array that is read, and checked, when something of it is wanted."""
+
+    def __init__(self, entry: Entry, name: str) -> None:
+        self.entry, self.name = entry, name
+        self.shape = tuple(entry.arrays[name]["shape"])
+        self.dtype = np.dtype(entry.arrays[name]["data_type"])
+
+    def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
+        return indexing.explicit_indexing_adapter(
+            key, self.shape, indexing.IndexingSupport.BASIC, self._take
+        )
+
+    def _take(self, key: Any) -> Array:
+        taken: Array = _read(self.entry, [self.name])[self.name][key]
+        return taken
+
+
+def _lazy(entry: Entry, name: str) -> Any:
+    stored: Any = indexing.LazilyIndexedArray(_Stored(entry, name))
+    return indexing.MemoryCachedArray(indexing.CopyOnWriteArray(stored))  # type: ignore[no-untyped-call]
+
+
+def _read(entry: Entry, names: Sequence[str]) -> dict[str, Array]:
+    keys = []
+    for name in names:
+        inner = [0] * (len(entry.arrays[name]["shape"]) - 1)
+        keys += [
+            (name, number, ".".join(map(str, ("c", number, *inner))))
+            for number in range(len(entry.checksums[name]))
+        ]
+    limit = max((_chunk_bytes(entry.arrays[name]) for name in names), default=0) + _CRC
+    contents = objects.read_all(
+        entry.location, [f"{entry.path}/{name}/{key}" for name, _, key in keys], limit
+    )
+    parts: dict[str, list[Array]] = {name: [] for name in names}
+    for (name, number, key), content in zip(keys, contents, strict=True):
+        described = entry.arrays[name]
+        if content is None:
+            raise entry.damaged(f"{name}/{key} cannot be read")
+        crc = int.from_bytes(content[-_CRC:], "little")
+        if google_crc32c.value(content[:-_CRC]) != crc or crc != entry.checksums[name][number]:
+            raise entry.damaged(f"the checksum of {name}/{key} differs")
+        try:
+            parts[name].append(_decoded(content[:-_CRC], described, number))
+        except ValueError as error:
+            raise entry.damaged(f"{name}/{key}: {error}") from None
+    return {name: _joined(entry, name, found) for name, found in parts.items()}
+
+
+def _chunk_bytes(described: Document) -> int:
+    if described["data_type"] == "string":
+        return MAX_LABEL_BYTES
+    chunk = described["chunk_grid"]["configuration"]["chunk_shape"]
+    return int(math.prod(chunk) * np.dtype(described["data_type"]).itemsize)
+
+
+def _decoded(content: bytes, described: Document, number: int) -> Array:
+    rows = described["chunk_grid"]["configuration"]["chunk_shape"][0]
+    wanted = min(rows, described["shape"][0] - number * rows)
+    if described["data_type"] == "string":
+        return np.asarray(_texts(content, rows)[:wanted], dtype=np.dtypes.StringDType())
+    dtype = np.dtype(described["data_type"]).newbyteorder("<")
+    if len(content) != _chunk_bytes(described):
+        raise ValueError(f"{len(content)} bytes instead of {_chunk_bytes(described)}")
+    values: Array = np.frombuffer(content, dtype).reshape(rows, *described["shape"][1:])[:wanted]
+    return values.astype(dtype.newbyteorder("="))
+
+
+def _texts(content: bytes, count: int) -> list[str]:
+    found, place = [], 4
+    if int.from_bytes(content[:4], "little") != count or len(content) < 4 * (count + 1):
+        raise ValueError(f"not {count} texts")
+    for _ in range(count):
+        length = int.from_bytes(content[place : place + 4], "little")
+        place += 4 + length
+        if place > len(content):
+            raise ValueError("a text ends too early")
+        found.append(content[place - length : place].decode())
+    return found
+
+
+def _joined(entry: Entry, name: str, parts: Sequence[Array]) -> Array:
+    described = entry.arrays[name]
+    if not parts:
+        texts = described["data_type"] == "string"
+        dtype = np.dtypes.StringDType() if texts else np.dtype(described["data_type"])
+        return np.empty(described["shape"], dtype)
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    if name == "step" and not (np.diff(joined) > 0).all():
+        raise entry.damaged("its steps do not increase")
+    return joined
