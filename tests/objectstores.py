@@ -24,11 +24,11 @@ NODE = Path(__file__).parent / "tracelab" / "trace" / "s3"
 
 
 @contextlib.contextmanager
-def _serving(command, pattern, **options):
+def _serving(command, pattern):
     """Start a server process; give its port, found in its output; end it."""
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options
-    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    # Unbuffered: what was read must not hide from `select`.
+    process = subprocess.Popen(command, bufsize=0, **pipes)
     try:
         said = b""
         while not (found := re.search(pattern, said)):

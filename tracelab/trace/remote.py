@@ -8,6 +8,7 @@ an operation: no listing is kept (a trace grows), and no object is asked about b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import random
@@ -205,39 +206,42 @@ class RemoteStore(FsspecStore):
 
     async def delete_dir(self, prefix: str) -> None:
         self._check_writable()
-        found = await self._sizes(prefix)
-        await self._remove(list(found))
-        # S3 answers a bulk removal with success, and lists what it did not remove in the answer.
-        left = await self._sizes(prefix) if found else {}
-        if left:
-            raise RemoteError(
-                f"{self.url}: {len(left)} objects could not be removed, {next(iter(left))!r} among "
-                "them; check the permission to delete"
-            )
+        await self._remove(list(await self._sizes(prefix)))
 
     async def clear(self) -> None:
         await self.delete_dir("")
 
     async def _remove(self, paths: list[str]) -> None:
-        bulk = getattr(self.fs, "_bulk_delete", None)
-        if bulk is not None:
+        if self.scheme in S3:
             for start in range(0, len(paths), 1000):
-                some = paths[start : start + 1000]
-                await self._try(lambda some=some: bulk(some))  # type: ignore[misc]
+                await self._remove_from_s3(paths[start : start + 1000])
             return
         limit = asyncio.Semaphore(CONNECTIONS)
 
         async def remove(path: str) -> None:
             async with limit:
-                try:
+                with contextlib.suppress(FileNotFoundError):
                     await self._try(lambda: self.fs._rm_file(path))
-                except FileNotFoundError:
-                    return
 
         await asyncio.gather(*map(remove, paths))
 
+    async def _remove_from_s3(self, paths: list[str]) -> None:
+        """Remove up to a thousand objects; s3fs does not tell which ones the server refused."""
+        fs: Any = self.fs
+        bucket = fs.split_path(paths[0])[0]
+        objects = [{"Key": fs.split_path(path)[1]} for path in paths]
+        asked = {"Bucket": bucket, "Delete": {"Objects": objects, "Quiet": True}}
+        answer = await self._try(lambda: fs._call_s3("delete_objects", **asked))
+        for refused in answer.get("Errors", ()):
+            raise RemoteError(
+                f"{self.url}: {refused.get('Key')!r} could not be removed "
+                f"({refused.get('Code')}: {refused.get('Message')}); check the permission to delete"
+            )
+
     async def is_empty(self, prefix: str) -> bool:
         path = self._path(prefix)
+        if await self.exists(f"{prefix.rstrip('/')}/zarr.json".lstrip("/")):
+            return False
         try:
             if self.scheme in S3:
                 found = await self._try(lambda: self.fs._lsdir(path, max_items=1, delimiter=""))
@@ -258,14 +262,20 @@ class RemoteStore(FsspecStore):
     async def _sizes(self, prefix: str) -> dict[str, int]:
         """Return the objects below a folder and their sizes; listed in pages of a thousand."""
         path = self._path(prefix)
+        fs: Any = self.fs
         try:
-            found = await self._try(lambda: self.fs._find(path, detail=True, withdirs=False))
+            if self.scheme in S3:
+                # What finds nothing here is not looked for in two more ways.
+                found = await self._try(lambda: fs._lsdir(path, delimiter=""))
+            else:
+                by_name = await self._try(lambda: fs._find(path, detail=True, withdirs=False))
+                found = list(by_name.values())
         except FileNotFoundError:
             return {}
         return {
-            str(name): int(info.get("size") or 0)
-            for name, info in found.items()
-            if str(name).startswith(f"{path}/")
+            str(info["name"]): int(info.get("size") or 0)
+            for info in found
+            if str(info["name"]).startswith(f"{path}/")
         }
 
     async def getsize_prefix(self, prefix: str) -> int:
