@@ -69,7 +69,11 @@ def s3rver(folder):
     """Give the port of s3rver, which checks signatures; its only user is S3RVER."""
     program = NODE / "node_modules" / "s3rver" / "bin" / "s3rver.js"
     command = ["node", program, "-d", folder, "-a", "127.0.0.1", "-p", "0", "--silent"]
-    with _serving(command, rb"listening on 127\.0\.0\.1:(\d+)") as port:
+    # The cipher of its listings' tokens is an old one.
+    with _serving(
+        ["env", "NODE_OPTIONS=--openssl-legacy-provider", *command],
+        rb"listening on 127\.0\.0\.1:(\d+)",
+    ) as port:
         yield port
 
 

@@ -71,6 +71,11 @@ class RemoteStore(FsspecStore):
         If the URL cannot be used.
     MissingExtraError
         If the client library is not installed.
+
+    Attributes
+    ----------
+    knows_suffixes : bool
+        Whether the server can be asked for the last bytes of an object, as far as is known.
     """
 
     def __init__(self, url: str, read_only: bool | None = None) -> None:
@@ -80,6 +85,7 @@ class RemoteStore(FsspecStore):
         fs, path = file_system(url, self.scheme)
         self._connected = (os.getpid(), fs)
         self._given_up = False
+        self.knows_suffixes = True
         only = self.scheme in READ_ONLY
         super().__init__(fs, read_only=only if read_only is None else read_only, path=path)
 

@@ -11,13 +11,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import google_crc32c
 import numpy as np
-from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tracelab.errors import DamagedError
 from tracelab.trace.plainfiles import UnusableError
+from tracelab.trace.remote import RemoteStore
 from tracelab.trace.shardfile import chunk_name, encoded_bytes, entries, index_bytes, place
 from tracelab.trace.shardform import Form, Piece, select
 from tracelab.typing import Array
@@ -48,7 +50,7 @@ class RemoteShards:
 
     Parameters
     ----------
-    store : zarr.abc.store.Store
+    store : RemoteStore
         The trace.
     where : str
         What users call the trace.
@@ -58,7 +60,7 @@ class RemoteShards:
         How it is stored.
     """
 
-    def __init__(self, store: Store, where: str, path: str, stored: Form) -> None:
+    def __init__(self, store: RemoteStore, where: str, path: str, stored: Form) -> None:
         self._store = store
         self._where = where
         self._path = path
@@ -171,7 +173,7 @@ class RemoteShards:
             return _whole(await self._get(key, RangeByteRequest(0, size + 1)))
         index = self._indexes.get(key)
         if index is None:
-            index = await self._get(key, SuffixByteRequest(tail))
+            index = await self._index(key, tail)
             if index is None:
                 return None
             if len(index) < tail:
@@ -191,6 +193,21 @@ class RemoteShards:
         )
         found = [(start, part) for (start, _), part in zip(runs, parts, strict=True) if part]
         return _Fetched(_SOMEWHERE, [*found, (_SOMEWHERE - tail, index)])
+
+    async def _index(self, key: str, tail: int) -> bytes | None:
+        if self._store.knows_suffixes:
+            index = await self._get(key, SuffixByteRequest(tail))
+            if index is None or _intact(index):
+                return index
+        # Some servers do not know what the last bytes are; then it takes a request more.
+        try:
+            size = await self._store.getsize(f"{self._path}/{key}")
+        except FileNotFoundError:
+            return None
+        index = await self._get(key, RangeByteRequest(max(0, size - tail), size))
+        if index is not None and _intact(index):
+            self._store.knows_suffixes = False
+        return index
 
     async def _get(self, key: str, part: ByteRequest | None) -> bytes | None:
         name = f"{self._path}/{key}"
@@ -215,6 +232,11 @@ def _runs(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
                 continue
         runs.append((start, start + size))
     return runs
+
+
+def _intact(index: bytes) -> bool:
+    checksum: int = google_crc32c.value(index[:-4])
+    return checksum.to_bytes(4, "little") == index[-4:]
 
 
 def _whole(content: bytes | None) -> _Fetched | None:
