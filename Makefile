@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Single-threaded BLAS: workers are the parallelism, and results must not depend on it.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow faults lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/tracelab demo --out demo --force
@@ -16,6 +16,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+faults: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m faults
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
