@@ -71,11 +71,6 @@ class RemoteStore(FsspecStore):
         If the URL cannot be used.
     MissingExtraError
         If the client library is not installed.
-
-    Attributes
-    ----------
-    knows_suffixes : bool
-        Whether the server can be asked for the last bytes of an object, as far as is known.
     """
 
     def __init__(self, url: str, read_only: bool | None = None) -> None:
@@ -85,7 +80,7 @@ class RemoteStore(FsspecStore):
         fs, path = file_system(url, self.scheme)
         self._connected = (os.getpid(), fs)
         self._given_up = False
-        self.knows_suffixes = True
+        self._knows_suffixes = True
         only = self.scheme in READ_ONLY
         super().__init__(fs, read_only=only if read_only is None else read_only, path=path)
 
@@ -153,10 +148,23 @@ class RemoteStore(FsspecStore):
         start, end = _limits(byte_range)
         path = self._path(key)
         try:
-            content = await self._try(lambda: self._cat(path, start, end))
+            if start < 0:
+                content = await self._last(path, -start)
+            else:
+                content = await self._try(lambda: self._cat(path, start, end))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             return None
         return prototype.buffer.from_bytes(content)
+
+    async def _last(self, path: str, count: int) -> bytes:
+        """Return the last bytes of an object, also from a server that cannot be asked for them."""
+        if self._knows_suffixes:
+            content = await self._try(lambda: self._cat(path, -count, None))
+            if len(content) <= count:
+                return content
+            self._knows_suffixes = False
+        size = int((await self._try(lambda: self.fs._info(path)))["size"])
+        return await self._try(lambda: self._cat(path, max(0, size - count), size))
 
     async def _cat(self, path: str, start: int, end: int | None) -> bytes:
         if self.scheme in READ_ONLY:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
@@ -173,7 +172,7 @@ class RemoteShards:
             return _whole(await self._get(key, RangeByteRequest(0, size + 1)))
         index = self._indexes.get(key)
         if index is None:
-            index = await self._index(key, tail)
+            index = await self._get(key, SuffixByteRequest(tail))
             if index is None:
                 return None
             if len(index) < tail:
@@ -193,21 +192,6 @@ class RemoteShards:
         )
         found = [(start, part) for (start, _), part in zip(runs, parts, strict=True) if part]
         return _Fetched(_SOMEWHERE, [*found, (_SOMEWHERE - tail, index)])
-
-    async def _index(self, key: str, tail: int) -> bytes | None:
-        if self._store.knows_suffixes:
-            index = await self._get(key, SuffixByteRequest(tail))
-            if index is None or _intact(index):
-                return index
-        # Some servers do not know what the last bytes are; then it takes a request more.
-        try:
-            size = await self._store.getsize(f"{self._path}/{key}")
-        except FileNotFoundError:
-            return None
-        index = await self._get(key, RangeByteRequest(max(0, size - tail), size))
-        if index is not None and _intact(index):
-            self._store.knows_suffixes = False
-        return index
 
     async def _get(self, key: str, part: ByteRequest | None) -> bytes | None:
         name = f"{self._path}/{key}"
@@ -232,11 +216,6 @@ def _runs(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
                 continue
         runs.append((start, start + size))
     return runs
-
-
-def _intact(index: bytes) -> bool:
-    checksum: int = google_crc32c.value(index[:-4])
-    return checksum.to_bytes(4, "little") == index[-4:]
 
 
 def _whole(content: bytes | None) -> _Fetched | None:
