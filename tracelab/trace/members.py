@@ -15,6 +15,7 @@ from zarr.core.sync import sync
 from tracelab.trace.damage import Damage, Labels, describe
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE
+from tracelab.trace.remotefaults import RemoteError
 from tracelab.trace.shardform import form
 from tracelab.trace.snapshot import MAX_DOCUMENT_BYTES, ROOT, Group, Snapshot
 from tracelab.trace.sources import UnreadableError, names, opened
@@ -164,8 +165,13 @@ def _unreadable(location: Location, path: str) -> str | None:
                 for part in _parts(member):
                     try:
                         member[part]
+                    except RemoteError:
+                        raise
                     except Exception as error:
                         return f"{name} cannot be read: {type(error).__name__}: {error}"
+    except RemoteError:
+        # A network that fails says nothing about the result.
+        raise
     except Exception as error:
         # Whatever zarr and a codec raise at garbage.
         return f"it cannot be read: {type(error).__name__}: {error}"

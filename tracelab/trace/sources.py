@@ -17,6 +17,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tracelab.trace.locations import Location
+from tracelab.trace.remotefaults import RemoteError
 
 __all__ = ["Bytes", "ForbiddenError", "Source", "UnreadableError", "names", "opened"]
 
@@ -94,6 +95,9 @@ class _Ranges:
 def _get(store: Store, key: str, part: RangeByteRequest | None) -> bytes | None:
     try:
         found = sync(store.get(key, default_buffer_prototype(), part))
+    except RemoteError:
+        # A network that fails says nothing about the trace.
+        raise
     except Exception as error:
         # Every store has errors of its own.
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
@@ -139,6 +143,8 @@ def _object(store: Store, key: str) -> Source | None:
         size = sync(store.getsize(key))
     except (FileNotFoundError, KeyError):
         return None
+    except RemoteError:
+        raise
     except Exception as error:
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
     if size > _WHOLE:
