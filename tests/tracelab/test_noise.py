@@ -197,8 +197,8 @@ def test_the_signal_needs_the_full_data_gradient():
             NotRecordedError,
             "no layer 'c' in the noise group; it has: a, b, network",
         ),
-        ({"step": 11}, NotRecordedError, "no row at step 11 in this group; the nearest is 10"),
-        ({"step": [0, 49]}, NotRecordedError, "no row at step 49"),
+        ({"step": 11}, NotRecordedError, "was not recorded at step 11; the nearest is 10"),
+        ({"step": [0, 49]}, NotRecordedError, "was not recorded at step 49"),
         (
             {"batch_size": 20},
             UsageError,

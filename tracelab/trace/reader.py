@@ -34,19 +34,23 @@ class Groups(Mapping[str, xr.Dataset]):
         The groups there are.
     load : callable
         Makes the dataset of one.
-    state : str
-        State of the trace, for messages.
+    recording : bool
+        Whether there may be more later.
     """
 
-    def __init__(self, names: tuple[str, ...], load: Callable[[str], xr.Dataset]) -> None:
+    def __init__(
+        self, names: tuple[str, ...], load: Callable[[str], xr.Dataset], recording: bool
+    ) -> None:
         self._names = names
         self._load = load
+        self._recording = recording
         self._loaded: dict[str, xr.Dataset] = {}
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self._names:
+            yet = " yet, and the run is still recording" if self._recording else ""
             raise _NoGroupError(
-                f"this trace has no group {name!r}; {selection.close(name, self._names)}"
+                f"this trace has no group {name!r}{yet}; {selection.close(name, self._names)}"
             )
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
@@ -113,7 +117,7 @@ class Trace:
         """
         self._snapshot: Snapshot = take(self._location)
         names = tuple(name for name in self._snapshot.groups if name != "layers")
-        self.groups = Groups(names, self._dataset)
+        self.groups = Groups(names, self._dataset, self.state == "recording")
         self._layers: xr.Dataset | None = None
         return self
 

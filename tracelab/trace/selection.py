@@ -1,10 +1,10 @@
-"""Steps and layers of a group by what users call them, with errors that say what there is."""
+"""Layers of a group by what users call them, with errors that say what there is."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import xarray as xr
 from tracelab.errors import NotRecordedError, UsageError
 from tracelab.noise import coordinate_layers
 
-__all__ = ["close", "layers", "steps"]
+__all__ = ["close", "layers"]
 
 _SHOWN = 20
 
@@ -26,37 +26,6 @@ def close(name: str, known: Iterable[str]) -> str:
         return f"did you mean {' or '.join(map(repr, similar))}?"
     shown = ", ".join(names[:_SHOWN]) or "none yet"
     return f"there are: {shown}{', ...' if len(names) > _SHOWN else ''}"
-
-
-def steps(group: xr.Dataset, name: str, step: Any, state: str) -> xr.Dataset:
-    """Return the rows of a group at `step`: None, an integer, a sequence or a label slice.
-
-    Raises
-    ------
-    NotRecordedError
-        If a step has no row: not yet, or never.
-    """
-    if step is None:
-        return group
-    if isinstance(step, slice):
-        return group.sel(step=step)
-    recorded = group["step"].values
-    for wanted in np.atleast_1d(np.asarray(step)):
-        if wanted in recorded:
-            continue
-        if state == "recording" and (not recorded.size or wanted > recorded[-1]):
-            last = f"the last is {recorded[-1]}" if recorded.size else "there is none so far"
-            raise NotRecordedError(
-                f"group {name!r} has no row at step {wanted} yet: {last}, and the run is still "
-                "recording; call refresh() and try again"
-            )
-        if not recorded.size:
-            raise NotRecordedError(f"group {name!r} has no rows")
-        nearest = recorded[np.abs(recorded - wanted).argmin()]
-        raise NotRecordedError(
-            f"group {name!r} was not recorded at step {wanted}; the nearest is {nearest}"
-        )
-    return group.sel(step=step)
 
 
 def layers(group: xr.Dataset, table: xr.Dataset, name: str, layer: Any) -> xr.Dataset:
@@ -81,7 +50,10 @@ def layers(group: xr.Dataset, table: xr.Dataset, name: str, layer: Any) -> xr.Da
         kept = np.flatnonzero(np.isin(owners, positions))
         renumbered = np.full(len(known), -1)
         renumbered[positions] = np.arange(len(positions))
-        chosen = group.isel(coordinate=kept).assign_coords(
+        # A range is read without what lies beside it.
+        together = kept.size and kept[-1] - kept[0] + 1 == kept.size
+        part = slice(int(kept[0]), int(kept[-1]) + 1) if together else kept
+        chosen = group.isel(coordinate=part).assign_coords(
             coordinate_layer=("coordinate", renumbered[owners[kept]].astype(np.int32))
         )
     if isinstance(layer, str) and layer in known:
@@ -91,12 +63,7 @@ def layers(group: xr.Dataset, table: xr.Dataset, name: str, layer: Any) -> xr.Da
 
 def _positions(known: Sequence[str], group: str, layer: Any) -> list[int]:
     if not isinstance(layer, str):
-        for name in layer:
-            if name not in known:
-                raise NotRecordedError(
-                    f"group {group!r} has no layer {name!r}; {close(str(name), known)}"
-                )
-        return [known.index(name) for name in layer]
+        return _named(known, group, layer)
     if layer in known:
         return [known.index(layer)]
     try:
@@ -112,3 +79,22 @@ def _positions(known: Sequence[str], group: str, layer: Any) -> list[int]:
             f"no layer of group {group!r} matches {layer!r}; {close(layer, known)}"
         )
     return found
+
+
+def _named(known: Sequence[str], group: str, names: Any) -> list[int]:
+    if not isinstance(names, Iterable) or isinstance(names, bytes | Mapping):
+        raise UsageError(
+            f"layer must be a name, a regular expression or a list of names, got {names!r}"
+        )
+    places = {name: place for place, name in enumerate(known)}
+    found: dict[str, int] = {}
+    for given in names:
+        name = str(given)
+        if name not in places:
+            raise NotRecordedError(f"group {group!r} has no layer {name!r}; {close(name, known)}")
+        if name in found:
+            raise UsageError(f"layer names {name!r} twice; give each layer once")
+        found[name] = places[name]
+    if not found:
+        raise UsageError("layer is an empty list, which selects nothing; leave it out for all")
+    return list(found.values())

@@ -223,11 +223,17 @@ def test_select_steps(trace):
     assert trace.select("gradients", step=20)["full"].shape == (NUMEL,)
     assert trace.select("gradients", step=[0, 30])["full"].shape == (2, NUMEL)
     assert trace.select("gradients", step=slice(10, 20))["step"].values.tolist() == [10, 20]
-    words = "group 'gradients' was not recorded at step 14; the nearest is 10"
-    with pytest.raises(NotRecordedError, match=words):
-        trace.select("gradients", step=14)
-    with pytest.raises(NotRecordedError, match="not recorded at step 99; the nearest is 30"):
-        trace.select("gradients", step=[0, 99])
+
+
+def test_a_group_that_is_not_there_yet(tmp_path):
+    with create(tmp_path / "a", LAYERS) as writer:
+        writer.append("steps", step=0, loss=0.0)
+        writer.flush()
+        trace = open_trace(tmp_path / "a")
+        with pytest.raises(NotRecordedError, match="no group 'noise' yet, and the run is still re"):
+            trace.groups["noise"]
+    with pytest.raises(NotRecordedError, match="no group 'noise'; there are: steps"):
+        open_trace(tmp_path / "a").groups["noise"]
 
 
 def test_select_steps_of_a_live_trace(tmp_path):
@@ -235,8 +241,11 @@ def test_select_steps_of_a_live_trace(tmp_path):
         writer.define("gradients")
         writer.flush()
         trace = open_trace(tmp_path / "a")
-        with pytest.raises(NotRecordedError, match="no row at step 3 yet: there is none so far"):
-            trace.select("gradients", step=3)
+        for way in (trace.select, lambda group, step: trace.noise(step, group=group)):
+            with pytest.raises(
+                NotRecordedError, match="no row at step 3 yet: there is none so far"
+            ):
+                way("gradients", step=3)
         writer.append("gradients", step=5, full=np.zeros(NUMEL))
         writer.flush()
         trace.refresh()
@@ -276,6 +285,11 @@ def test_select_layers_selects_their_coordinates(trace):
         ("zzz", NotRecordedError, "'statistics' matches 'zzz'; there are: conv1.weight, conv1.b"),
         (["conv1"], NotRecordedError, "has no layer 'conv1'; did you mean 'conv1.bias'"),
         ("(", UsageError, r"layer must be a name or a regular expression, got '\('"),
+        (3, UsageError, "layer must be a name, a regular expression or a list of names, got 3"),
+        ({"fc.weight": 1}, UsageError, "layer must be a name, .* got {'fc.weight': 1}"),
+        ([], UsageError, "layer is an empty list, which selects nothing"),
+        (["fc.weight", "fc.weight"], UsageError, "layer names 'fc.weight' twice"),
+        ([3], NotRecordedError, "has no layer '3'; there are: conv1.weight"),
     ],
 )
 def test_layers_that_are_not_there(trace, layer, error, words):
