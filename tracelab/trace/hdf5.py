@@ -210,7 +210,7 @@ def _readable(source: Path) -> Iterator[Any]:
         raise TraceError(f"{source} is not an HDF5 file")
     try:
         # Chunks that a band of rows cuts are read once all the same.
-        with h5py.File(source, "r", rdcc_nbytes=64 * MIB, locking="best-effort") as root:
+        with h5py.File(source, "r", rdcc_nbytes=32 * MIB, locking="best-effort") as root:
             yield root
     except (StorageError, UsageError):
         raise

@@ -166,7 +166,10 @@ def _plain(value: Any, described: str) -> Any:
     if isinstance(value, np.ndarray):
         return [_plain(item, described) for item in value.tolist()]
     if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
+        value = value.decode("utf-8", "surrogateescape")
+    # This is how h5py gives bytes that are not UTF-8.
+    if isinstance(value, str) and not _is_text(value):
+        raise TraceError(f"{described} is no text in UTF-8")
     return documents.plain(value, described)
 
 

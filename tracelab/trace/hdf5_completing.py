@@ -122,7 +122,11 @@ def _layers(group: FoundGroup | None) -> tuple[FoundGroup, dict[str, int]]:
             if known.shape != (len(names),) or not np.array_equal(values, found):
                 raise TraceError(f"layers/{variable.name} does not agree with layers/shape")
         arrays[variable.name] = FoundArray(values, variable.dtype, ("layer",), attributes)
-    rest = {name: _array("layers", name, array, "") for name, array in group.arrays.items()}
+    rest = {
+        name: _array("layers", name, array, "")
+        for name, array in group.arrays.items()
+        if name not in arrays
+    }
     attributes = {"kind": "layers", **group.attributes}
     sizes = dict(zip(names, numel.tolist(), strict=True))
     return FoundGroup(attributes, {**rest, **arrays}), sizes

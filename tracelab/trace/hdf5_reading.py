@@ -311,8 +311,8 @@ def _labels(dataset: Any, name: str) -> tuple[str, ...] | None:
         return () if dataset.ndim == 0 else None
     handle = dataset.attrs.get_id("DIMENSION_LABELS")
     hdf5_attributes.refusing(handle.get_type(), f"the attribute 'DIMENSION_LABELS' of {name}")
-    if handle.shape != (dataset.ndim,):
-        raise TraceError(f"{name} has {dataset.ndim} dimensions and {handle.shape} labels of them")
+    if handle.get_type().get_class() != h5py.h5t.STRING or handle.shape != (dataset.ndim,):
+        raise TraceError(f"{name} has {dataset.ndim} dimensions and not as many labels of them")
     labels = tuple(
         label.decode("utf-8", "surrogateescape") if isinstance(label, bytes) else str(label)
         for label in dataset.attrs["DIMENSION_LABELS"].tolist()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from zarr.storage import MemoryStore
 
 from tracelab.contracts import Variable
 from tracelab.errors import TraceError
@@ -17,15 +18,15 @@ from tracelab.trace import documents, resultform
 from tracelab.trace.commit import TABLE_CHUNK, _store_table
 from tracelab.trace.hdf5_reading import FoundArray, FoundGroup, FoundTrace
 from tracelab.trace.layout import COMPRESSIONS, SHARD_BYTES, Layout, cut
-from tracelab.trace.locations import Location, Sink
+from tracelab.trace.locations import Location, Sink, resolve
 from tracelab.trace.ranks import begin_workers
 from tracelab.trace.schema import BFLOAT16
 from tracelab.trace.shards import ShardBuilder
-from tracelab.trace.snapshot import groups_of
+from tracelab.trace.snapshot import ROOT, take
 
 __all__ = ["Planned", "nbytes", "plan", "store"]
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 
 Advance = Callable[[str, int], None]
 
@@ -81,13 +82,19 @@ def plan(found: FoundTrace) -> Planned:
                 document, layout = _document(path, values, attributes["compression"])
                 members[path] = document
                 arrays[path] = values, layout
-        groups_of(members)
-        documents.dump(documents.root(attributes, members))
+        root = documents.dump(documents.root(attributes, members))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        problem = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise TraceError(f"it holds what no trace does: {problem}") from error
+        raise TraceError(f"it holds what no trace does: {error}") from error
+    _check(root)
     ranks = {path: plan(rank) for path, rank in found.ranks.items()}
     return Planned(attributes, members, arrays, found.results, ranks)
+
+
+def _check(root: bytes) -> None:
+    """Open the trace as it will be, before any of its values is there."""
+    location = replace(resolve(MemoryStore()), name="the trace in it")
+    location.sink().put(ROOT, [root])
+    take(location)
 
 
 def _document(
@@ -155,7 +162,7 @@ def store(planned: Planned, location: Location, advance: Advance) -> None:
     for path, rank in planned.ranks.items():
         store(rank, location.at(path), advance)
     root = documents.root(planned.attributes, planned.members)
-    sink.put("zarr.json", [documents.dump(root)])
+    sink.put(ROOT, [documents.dump(root)])
 
 
 def _table(array: FoundArray) -> Any:
