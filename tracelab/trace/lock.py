@@ -67,7 +67,8 @@ class Lock:
         if _held.pop(id(self), None) is not None:
             # Removed while it is held: who opened it before sees that it is no longer in place.
             with contextlib.suppress(OSError):
-                self.path.unlink()
+                if _same(self.path, self.descriptor):
+                    self.path.unlink()
             os.close(self.descriptor)
 
 
