@@ -81,9 +81,9 @@ class GroupStore:
             shape, dtype = self.rules.shapes.get(name, ()), stored_dtype(variable.dtype)
             layout = documents.layout(self._documents[name])
             builder = ShardBuilder(layout, shape, dtype, fill_value(variable.dtype))
-            builder.rows = group.rows - sum(count for _, count in pieces)
-            for rows, count in pieces:
-                self._put_shards(name, builder.extend(rows, count))
+            builder.rows = group.rows - sum(count for _, count, _ in pieces)
+            for rows, count, plain in pieces:
+                builder.restore(rows, count, plain=plain)
             self._builders[name] = builder
             row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
             self._free = max(0, self._free - layout.shard[0] * row_bytes)

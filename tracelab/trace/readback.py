@@ -23,13 +23,14 @@ from zarr.storage import StorePath
 from tracelab.errors import DamagedError
 from tracelab.trace.locations import Location
 from tracelab.trace.shardform import Form, form
-from tracelab.typing import Array, BoolArray
+from tracelab.typing import Array, IntArray
 
 __all__ = ["Piece", "begun", "rows", "table"]
 
 Document: TypeAlias = Mapping[str, Any]
-Piece: TypeAlias = tuple[Array | None, int]
-"""Rows of one row of chunks, None where these are not stored, and how many they are."""
+Piece: TypeAlias = tuple[Array | None, int, bool]
+"""Rows of one row of chunks, None where these are not stored, how many they are, and whether their
+chunks have the length of uncompressed ones."""
 
 _MISSING = np.iinfo(np.uint64).max
 
@@ -67,7 +68,8 @@ def rows(location: Location, path: str, document: Document, start: int, stop: in
 def begun(location: Location, path: str, document: Document) -> list[Piece]:
     """Return the rows of the last shard along ``step``, unless it is full.
 
-    Chunks that are not stored stay so: the shard can be written again with the same bytes.
+    Chunks that are not stored or not compressed stay so: the shard can be written again with every
+    chunk at its place.
 
     Raises
     ------
@@ -81,11 +83,18 @@ def begun(location: Location, path: str, document: Document) -> list[Piece]:
     values = rows(location, path, document, size - begun, size)
     with _reading(location, path):
         present = np.zeros(stored.cells[0], dtype=np.bool_)
+        plain = np.ones(stored.cells[0], dtype=np.bool_)
         for position in _shards(document, size - begun, size):
-            present |= _present(location, f"{path}/{stored.key(position)}", stored)
+            lengths = _lengths(location, f"{path}/{stored.key(position)}", stored)
+            present |= (lengths > 0).any(axis=1)
+            plain &= ((lengths == 0) | (lengths >= stored.chunk_bytes)).all(axis=1)
     step = stored.chunk[0]
     return [
-        (values[first : first + step] if present[first // step] else None, min(step, begun - first))
+        (
+            values[first : first + step] if present[first // step] else None,
+            min(step, begun - first),
+            bool(plain[first // step]),
+        )
         for first in range(0, begun, step)
     ]
 
@@ -110,8 +119,8 @@ def _shards(document: Document, start: int, stop: int) -> Iterator[tuple[int, ..
     return itertools.product(along, *across)
 
 
-def _present(location: Location, key: str, stored: Form) -> BoolArray:
-    """Return which rows of chunks a shard's index names."""
+def _lengths(location: Location, key: str, stored: Form) -> IntArray:
+    """Return the lengths of a shard's chunks by rows of chunks, 0 where its index names none."""
     count = int(np.prod(stored.cells))
     request = SuffixByteRequest(16 * count + 4)
     found = sync(location.store.get(key, default_buffer_prototype(), request))
@@ -120,9 +129,8 @@ def _present(location: Location, key: str, stored: Form) -> BoolArray:
         content[-4:], "little"
     ):
         raise ValueError(f"the index of {key} is damaged")
-    offsets = np.frombuffer(content[:-4], "<u8").reshape(stored.cells[0], -1, 2)[..., 0]
-    present: BoolArray = (offsets != _MISSING).any(axis=1)
-    return present
+    index = np.frombuffer(content[:-4], "<u8").reshape(stored.cells[0], -1, 2)
+    return np.where(index[..., 0] == _MISSING, 0, index[..., 1])
 
 
 @contextmanager

@@ -96,6 +96,26 @@ class ShardBuilder:
                         yield column.encode(shard)
                         column.clear()
 
+    def restore(self, rows: Array | None, count: int, *, plain: bool) -> None:
+        """Take again a row of chunks, or its beginning, of a stored shard that is not full.
+
+        Parameters
+        ----------
+        rows : ndarray or None
+            Its rows; None if its chunks are not there.
+        count : int
+            How many.
+        plain : bool
+            Whether its chunks were not compressed; they will not be.
+        """
+        for column in self._columns:
+            column.place(0, rows, count, self._fill)
+            if plain:
+                column.pin()
+            if count == self._chunk_rows:
+                column.complete()
+        self.rows += count
+
     def partial(self) -> Iterator[Shard]:
         """Yield (chunk key, content) of the shards that are begun and not full.
 
