@@ -15,6 +15,7 @@ from tracelab.trace import bfloat16
 from tracelab.trace.continuation import GENERATION
 from tracelab.trace.locations import Location, resolve
 from tracelab.trace.resuming import Found
+from tracelab.trace.room import vacant
 from tracelab.trace.schema import BFLOAT16, KINDS
 from tracelab.trace.snapshot import is_trace, take
 from tracelab.trace.writer import Writer
@@ -46,7 +47,7 @@ def place(found: Found) -> Location:
     """
     for number in itertools.count(1):
         there = _numbered(found.location, number)
-        if not there.exists() or _unfinished(there, mark(found)):
+        if vacant(there) or _unfinished(there, mark(found)):
             return there
     raise AssertionError("there is always another number")
 

@@ -13,7 +13,7 @@ from tracelab.trace.lock import LOCK_FILE, Lock, acquire
 from tracelab.trace.members import WORKERS, entries
 from tracelab.trace.snapshot import ROOT, is_trace, take
 
-__all__ = ["Claim", "check_parent", "claim"]
+__all__ = ["Claim", "check_parent", "claim", "vacant"]
 
 
 class _State(Enum):
@@ -93,6 +93,11 @@ def check_parent(location: Location) -> None:
     """
     if _state(location) is _State.OTHER:
         raise _left_alone(location)
+
+
+def vacant(location: Location) -> bool:
+    """Return whether nothing is at a place, or only what a writer that died at once left there."""
+    return _state(location) is _State.FREE
 
 
 def _state(location: Location) -> _State:
