@@ -184,7 +184,7 @@ class Shards:
         return np.asarray(self[...], dtype)
 
     def _read(self, pieces: Sequence[Mapping[int, Sequence[Piece]]], values: Array) -> None:
-        where = ""
+        where = " its folder"
         try:
             with Folder(self.folder, self.path) as folder:
                 for shard in itertools.product(*pieces):
