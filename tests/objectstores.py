@@ -174,10 +174,11 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     async def _serve(self, reader, writer):
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+        broken = (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError)
+        with contextlib.suppress(*broken):
             while await self._one(reader, writer):
                 await writer.drain()
-        writer.close()
+        await _close(writer)
 
     async def _one(self, reader, writer):
         method, path, headers = await _head(reader)
@@ -211,15 +212,23 @@ class Proxy:
         sent.pop("expect", None)
         head = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
         writer.write(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
-        line, answered = "", {}
-        while not line or line.startswith("100"):
-            _, line, answered = await _head(reader)
-        content = b"" if method == "HEAD" else await reader.read()
-        writer.close()
+        try:
+            line, answered = "", {}
+            while not line or line.startswith("100"):
+                _, line, answered = await _head(reader)
+            content = b"" if method == "HEAD" else await reader.read()
+        finally:
+            await _close(writer)
         if answered.pop("transfer-encoding", "") == "chunked":
             content = _joined(content)
         answered.pop("connection", None)
         return line, answered, content
+
+
+async def _close(writer):
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 async def _head(reader):

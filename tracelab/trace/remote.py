@@ -310,8 +310,13 @@ class RemoteStore(FsspecStore):
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         path = self._path(prefix)
+        fs: Any = self.fs
         try:
-            found = await self._try(lambda: self.fs._ls(path, detail=False))
+            if self.scheme in S3:
+                entries = await self._try(lambda: fs._lsdir(path))
+                found = [entry["name"] for entry in entries]
+            else:
+                found = await self._try(lambda: fs._ls(path, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return
         for name in found:

@@ -159,18 +159,20 @@ class RemoteShards:
         self, wanted: Mapping[tuple[int, ...], Pieces]
     ) -> dict[tuple[int, ...], _Fetched | None]:
         found = await asyncio.gather(
-            *(self._fetch(self._stored.key(shard), pieces) for shard, pieces in wanted.items())
+            *(self._fetch(shard, pieces) for shard, pieces in wanted.items())
         )
         return dict(zip(wanted, found, strict=True))
 
-    async def _fetch(self, key: str, pieces: Pieces) -> _Fetched | None:
-        stored = self._stored
+    async def _fetch(self, shard: tuple[int, ...], pieces: Pieces) -> _Fetched | None:
+        stored, key = self._stored, self._stored.key(shard)
         tail = index_bytes(stored) if stored.indexed else 0
-        size = math.prod(stored.cells) * encoded_bytes(stored)[1] + tail
-        if not stored.indexed or size <= WHOLE_BYTES:
-            # One byte more than it can have tells that it has too many.
-            return _whole(await self._get(key, RangeByteRequest(0, size + 1)))
+        size = self._committed_chunks(shard) * encoded_bytes(stored)[1] + tail
         index = self._indexes.get(key)
+        if not stored.indexed or (index is None and size <= WHOLE_BYTES):
+            # A byte more tells that there is more: too much of a chunk, or rows of later commits.
+            content = await self._get(key, RangeByteRequest(0, size + 1))
+            if content is None or len(content) <= size or not stored.indexed:
+                return _whole(content)
         if index is None:
             index = await self._get(key, SuffixByteRequest(tail))
             if index is None:
@@ -192,6 +194,16 @@ class RemoteShards:
         )
         found = [(start, part) for (start, _), part in zip(runs, parts, strict=True) if part]
         return _Fetched(_SOMEWHERE, [*found, (_SOMEWHERE - tail, index)])
+
+    def _committed_chunks(self, shard: tuple[int, ...]) -> int:
+        """Return how many chunks of a shard hold a part of the array."""
+        stored = self._stored
+        return math.prod(
+            min(count, -(-(size - number * whole) // part))
+            for number, count, size, whole, part in zip(
+                shard, stored.cells, stored.shape, stored.shard, stored.chunk, strict=True
+            )
+        )
 
     async def _get(self, key: str, part: ByteRequest | None) -> bytes | None:
         name = f"{self._path}/{key}"

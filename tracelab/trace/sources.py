@@ -139,6 +139,11 @@ def opened(location: Location, key: str, *, follow: bool = False) -> Iterator[So
 
 
 def _object(store: Store, key: str) -> Source | None:
+    # Seldom more than this one request.
+    content = _get(store, key, RangeByteRequest(0, _WHOLE + 1))
+    if content is None or len(content) <= _WHOLE:
+        return None if content is None else _Memory(content)
+    del content
     try:
         size = sync(store.getsize(key))
     except (FileNotFoundError, KeyError):
@@ -147,10 +152,7 @@ def _object(store: Store, key: str) -> Source | None:
         raise
     except Exception as error:
         raise UnreadableError(f"{type(error).__name__}: {error}") from error
-    if size > _WHOLE:
-        return _Ranges(store, key, size)
-    content = _get(store, key, None)
-    return None if content is None else _Memory(content)
+    return _Ranges(store, key, size)
 
 
 def _descriptor(path: Path, *, follow: bool) -> int | None:
