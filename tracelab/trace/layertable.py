@@ -58,10 +58,14 @@ def mend_layer_table(
             if name != "layers" and "layer" in group.arrays
         )
         names = layer_names(location, table, (each for each in others if each is not None))
-        if names is not None:
+        if names is not None and names[1]:
             found["layer"] = names[0]
-            how = "as its checksum shows" if names[1] else "which has as many layers"
-            restored["layer"] = f"names of layers taken from a group, {how}"
+            restored["layer"] = "the names of layers, as its checksum shows"
+        elif names is not None:
+            found["layer"] = names[0]
+            lost["layer"] = (
+                "the names of layers are lost, and taken to be those of a group that has as many"
+            )
         else:
             found["layer"] = [f"unknown-{number}" for number in range(count)]
             lost["layer"] = "no group has the names of all layers: they are unknown-0 and so on now"

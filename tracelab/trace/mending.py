@@ -104,6 +104,8 @@ def mend(location: Location, draft: Draft, report: Report) -> Mended:
         if damage.kind == "result":
             draft.remove(damage.group)
             done.lose(damage.group, f"{damage.group}: the result; it can be computed again")
+        elif damage.kind == "document" and damage.group in snapshot.groups:
+            done.restored.append(f"{damage.path}: its document, from the root document")
         elif damage.group:
             by_group[damage.group].append(damage)
     for name in sorted(by_group, key=lambda name: name != "layers"):
@@ -151,7 +153,7 @@ def _put_document(location: Location, draft: Draft, path: str, document: Documen
 def _mend_layers(
     location: Location, draft: Draft, snapshot: Snapshot, damages: Sequence[Damage], done: Mended
 ) -> None:
-    damaged = {damage.array for damage in damages if damage.kind != "document"}
+    damaged = {damage.array for damage in damages}
     restored, lost = mend_layer_table(location, draft, snapshot, damaged)
     done.restored += [f"layers/{name}: {how}" for name, how in restored.items()]
     for name, how in lost.items():
@@ -169,12 +171,7 @@ def _mend_group(
 ) -> None:
     group = snapshot.groups[name]
     labels = labels_of(location, group)
-    damaged = {damage.array for damage in damages if damage.kind != "document"}
-    done.restored += [
-        f"{damage.path}: its document, from the root document"
-        for damage in damages
-        if damage.kind == "document"
-    ]
+    damaged = {damage.array for damage in damages}
     if "layer" in damaged:
         names = layer_names(location, group, _known_names(location, snapshot, name))
         if names is None:
@@ -188,8 +185,11 @@ def _mend_group(
             )
             return
         put_table(draft, f"{name}/layer", group.arrays["layer"], names[0])
-        how = "their checksum" if names[1] else "their number, in the order of the model"
-        done.restored.append(f"{name}/layer: names of layers known by {how}")
+        if names[1]:
+            done.restored.append(f"{name}/layer: the names of layers, as its checksum shows")
+        else:
+            sentence = "the names of its layers, taken to be those of the trace, in their order"
+            done.lose(name, f"{name}/layer: {sentence}", "layer")
     gone = _without_tables(location, draft, snapshot, group, damaged & set(_TABLES), done)
     for array in sorted(damaged - {"layer", *_TABLES} - gone):
         stored = form(group.arrays[array])
@@ -290,11 +290,7 @@ def _mend_rows(
 ) -> BoolArray:
     """Make chunks missing where a missing value says so; return the rows that stay."""
     keep = np.ones(group.rows, dtype=np.bool_)
-    suspects = {
-        (damage.array, damage.shard)
-        for damage in damages
-        if damage.kind not in ("document", "labels")
-    }
+    suspects = {(damage.array, damage.shard) for damage in damages if damage.kind != "labels"}
     whole = {array for array, shard in suspects if not shard}
     for array, document in group.arrays.items():
         if array in gone or document["dimension_names"][:1] != ["step"]:
@@ -306,7 +302,7 @@ def _mend_rows(
                 continue
             lost = salvage(location, draft, task)
             if not lost.size:
-                done.restored.append(f"{group.name}/{array}/{task.key}: its index")
+                done.restored.append(f"{task.path}: nothing of it is lost")
                 continue
             if _has_missing(document):
                 done.dropped.append(_loss(task.form, group, array, labels, task.shard, lost))

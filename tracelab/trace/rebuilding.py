@@ -175,7 +175,7 @@ def _attributes(location: Location, content: bytes, lost: list[str]) -> dict[str
     run = _run(location)
     if run is None:
         run = uuid.uuid4().hex
-        lost.append(f"the run's identifier: it is {run} from now on")
+        lost.append("the run's identifier: it has a new one from now on")
     lost.append("the attributes of the trace: metadata, model, optimizer, seed, created")
     return {
         "format": FORMAT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from tracelab.trace.integrity import (
     intact,
 )
 from tracelab.trace.locations import Location
+from tracelab.trace.recovery import recovered
+from tracelab.trace.schema import STEP
 from tracelab.trace.shardform import Form
 from tracelab.trace.shards import Part, checksummed
 from tracelab.trace.sources import Source, UnreadableError, opened
@@ -32,7 +34,8 @@ _PIECE = 4 * 2**20
 def salvage(location: Location, draft: Draft, task: Task) -> IntArray:
     """Put a shard into a draft that holds the readable chunks of a damaged one, byte by byte.
 
-    Where the index is damaged, an entry of it is taken if the chunk it leads to has the right
+    Chunks whose bytes can be found again (`tracelab.trace.recovery`) count as readable. Where the
+    index is damaged, an entry of it is taken if the chunk it leads to has the right
     checksum and lies behind those of the entries before, as the writer lays chunks out.
 
     Parameters
@@ -54,8 +57,8 @@ def salvage(location: Location, draft: Draft, task: Task) -> IntArray:
         # A shard behind a link counts if its checksums are right; what is stored is a file.
         with opened(location, task.path, follow=True) as source:
             if source is not None:
-                kept, absent = _readable(source, task.form, task.shard)
-                draft.put(task.path, _content(source, task.form, kept))
+                kept, absent, again = _readable(source, task)
+                draft.put(task.path, _content(source, task.form, kept, again))
                 return np.setdiff1d(wanted, np.union1d(kept[:, 0], absent))
     except UnreadableError:
         pass
@@ -67,21 +70,32 @@ def _nothing() -> IntArray:
     return np.empty((0, 3), dtype=np.int64)
 
 
-def _readable(source: Source, form: Form, shard: Sequence[int]) -> tuple[IntArray, IntArray]:
-    """Return number, offset and length of the good chunks, and the numbers never written."""
+def _readable(source: Source, task: Task) -> tuple[IntArray, IntArray, dict[int, bytes]]:
+    """Return number, offset and length of good chunks, the numbers never written, new bytes."""
+    form, shard = task.form, task.shard
     checked = check(source, form, shard)
     if checked.whole is None and checked.index is not None:
         entries = checked.index
+        again = {}
+        for number, flaw in (checked.chunks or {}).items():
+            if flaw.kind == "checksum":
+                content = np.empty(int(entries[number, 1]), dtype=np.uint8)
+                source.read(int(entries[number, 0]), content)
+                found = recovered(form, shard, number, content, labels=task.array == STEP.name)
+                if found is not None:
+                    again[number] = found
         absent = np.flatnonzero((entries == np.uint64(MISSING)).all(axis=1))
         numbers = np.setdiff1d(np.flatnonzero(committed(form, shard)), absent)
-        numbers = np.setdiff1d(numbers, list(checked.chunks or ()))
-        return np.column_stack([numbers, entries[numbers].astype(np.int64)]), absent
+        numbers = np.setdiff1d(
+            numbers, [each for each in checked.chunks or () if each not in again]
+        )
+        return np.column_stack([numbers, entries[numbers].astype(np.int64)]), absent, again
     best = _nothing()
     for start in _index_starts(source, form):
-        found = _tried(source, form, shard, start)
-        if len(found) > len(best):
-            best = found
-    return best, np.empty(0, dtype=np.int64)
+        found_there = _tried(source, form, shard, start)
+        if len(found_there) > len(best):
+            best = found_there
+    return best, np.empty(0, dtype=np.int64), {}
 
 
 def _index_starts(source: Source, form: Form) -> Iterator[int]:
@@ -123,12 +137,17 @@ def _is_intact(source: Source, offset: int, length: int) -> bool:
         return False
 
 
-def _content(source: Source, form: Form, kept: IntArray) -> Iterator[Part]:
+def _content(
+    source: Source, form: Form, kept: IntArray, again: Mapping[int, bytes]
+) -> Iterator[Part]:
     order = np.argsort(kept[:, 1], kind="stable")
     moved = kept[order].copy()
     moved[:, 1] = np.cumsum(moved[:, 2]) - moved[:, 2]
     buffer = np.empty(_PIECE, dtype=np.uint8)
-    for _, offset, length in kept[order].tolist():
+    for number, offset, length in kept[order].tolist():
+        if number in again:
+            yield again[number]
+            continue
         for first in range(offset, offset + length, _PIECE):
             piece = buffer[: min(_PIECE, offset + length - first)]
             source.read(first, piece)

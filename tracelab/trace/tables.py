@@ -15,6 +15,7 @@ from tracelab.errors import UsageError
 from tracelab.sketch import Sample
 from tracelab.trace.drafts import Draft
 from tracelab.trace.locations import Location
+from tracelab.trace.recovery import recovered_names
 from tracelab.trace.shardform import form
 from tracelab.trace.shards import encode_strings, encode_table
 from tracelab.trace.snapshot import Group
@@ -84,7 +85,7 @@ def layer_names(
     group : Group
         The group.
     candidates : iterable of tuple of str
-        What they may be; the first of their number is taken without evidence.
+        What they may be; one of their number is taken if no file says anything else.
 
     Returns
     -------
@@ -92,12 +93,23 @@ def layer_names(
     proved : bool
         Whether there is evidence.
     """
-    document = group.arrays["layer"]
+    document, path = group.arrays["layer"], f"{group.name}/layer"
     fitting = [each for each in dict.fromkeys(candidates) if len(each) == document["shape"][0]]
     for names in fitting:
-        if evident(location, f"{group.name}/layer", document, names):
+        if evident(location, path, document, names):
             return names, True
-    return (fitting[0], False) if fitting else None
+    stored = _content(location, f"{path}/c.0")
+    again = recovered_names(stored) if form(document) is not None else None
+    if again is not None and len(again) == document["shape"][0]:
+        return again, True
+    # Bytes of the right number with another checksum are evidence against it.
+    for names in fitting:
+        if all(
+            len(_content(location, f"{path}/{key}")) != len(content)
+            for key, content in _encoded(document, names)
+        ):
+            return names, False
+    return None
 
 
 def coordinates(
