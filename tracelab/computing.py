@@ -142,12 +142,12 @@ def compute(
     """
     started = time.perf_counter()
     table = Table.empty(plan)
-    if not force:
-        found = reuse.exact(identity, results)
-        if found is not None:
-            table.have[...] = True
-            _clean(table, identity, results)
-            return Outcome(found, "stored", counts(found["status"], table.have.size))
+    stored = None if force else reuse.exact(identity, results)
+    # One that a more recent result hides is stored anew: what was asked for last is shown.
+    if stored is not None and (stored[1] or shelf.location.store.read_only):
+        table.have[...] = True
+        _clean(table, identity, results)
+        return Outcome(stored[0], "stored", counts(stored[0]["status"], table.have.size))
     reused = 0 if force else reuse.adopt(table, identity, results)
     left = reuse.missing(table)
     if left is None and shelf.location.store.read_only:
@@ -177,7 +177,10 @@ def compute(
     _clean(table, identity, results)
     if messages:
         logger.warning(
-            "%s: %d cells failed, the first: %s", plan.analysis.name, len(messages), messages[0]
+            "%s: %d cells failed or could not be read, the first: %s",
+            plan.analysis.name,
+            len(messages),
+            messages[0],
         )
     state = "computed" if left is not None else "stored"
     return Outcome(result, state, counts(result["status"], reused))

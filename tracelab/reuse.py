@@ -224,9 +224,17 @@ def _digest(value: Any) -> str:
 # ----------------------------------------------------------------------------------------- finding
 
 
-def exact(identity: Identity, results: Results) -> xr.Dataset | None:
-    """Return the stored result of exactly this plan, in memory, if no cell is to be tried again."""
+def exact(identity: Identity, results: Results) -> tuple[xr.Dataset, bool] | None:
+    """Return the stored result of exactly this plan, if no cell is to be tried again.
+
+    In memory, and with whether it is the most recent of its parameters, so that it is the one
+    which `Results` shows.
+    """
+    recent: set[str] = set()
     for entry in reversed(results.entries(identity.kind.analysis)):
+        parameters = _digest(entry.attrs["parameters"])
+        shown = parameters not in recent
+        recent.add(parameters)
         if entry.attrs["key"] != identity.key:
             continue
         try:
@@ -235,7 +243,7 @@ def exact(identity: Identity, results: Results) -> xr.Dataset | None:
             logger.info("%s", error)
             continue
         if good(found["status"].values).all():
-            return found
+            return found, shown
     return None
 
 
