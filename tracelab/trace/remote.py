@@ -34,7 +34,13 @@ from tracelab.trace.remoteclients import (
     file_system,
     remember,
 )
-from tracelab.trace.remotefaults import RemoteError, redacted, sentence, transient
+from tracelab.trace.remotefaults import (
+    DeniedError,
+    RemoteError,
+    explained,
+    redacted,
+    transient,
+)
 
 if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
@@ -138,7 +144,7 @@ class RemoteStore(FsspecStore):
                 pause = min(0.1 * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1)
                 if not transient(error) or time.monotonic() + pause > deadline:
                     # Not `from error`: texts of client libraries may hold what must not be shown.
-                    raise RemoteError(f"{self.url}: {sentence(error)}") from None
+                    raise explained(self.url, error) from None
                 await asyncio.sleep(pause)
         raise AssertionError
 
@@ -247,7 +253,7 @@ class RemoteStore(FsspecStore):
         asked = {"Bucket": bucket, "Delete": {"Objects": objects, "Quiet": True}}
         answer = await self._try(lambda: fs._call_s3("delete_objects", **asked))
         for refused in answer.get("Errors", ()):
-            raise RemoteError(
+            raise DeniedError(
                 f"{self.url}: {refused.get('Key')!r} could not be removed "
                 f"({refused.get('Code')}: {refused.get('Message')}); check the permission to delete"
             )

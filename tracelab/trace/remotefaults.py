@@ -12,11 +12,15 @@ from collections.abc import Iterator
 
 from tracelab.errors import TraceError
 
-__all__ = ["RemoteError", "redacted", "sentence", "transient"]
+__all__ = ["DeniedError", "RemoteError", "explained", "redacted", "transient"]
 
 
-class RemoteError(TraceError, OSError):
+class RemoteError(TraceError):
     """An object store could not be read or written; the trace in it may be sound."""
+
+
+class DeniedError(RemoteError):
+    """An object store does not allow it."""
 
 
 _UNREACHABLE = frozenset(
@@ -56,8 +60,14 @@ def transient(error: BaseException) -> bool:
     return _matches(error, _UNREACHABLE | _INTERRUPTED) or bool(_codes(error) & _BUSY)
 
 
-def sentence(error: BaseException) -> str:
-    """Return what happened and what to do; without credentials, whatever the error's text says."""
+def explained(url: str, error: BaseException) -> RemoteError:
+    """Return an error that says what happened and what to do; never with credentials."""
+    denied = isinstance(error, PermissionError) or _codes(error) & _DENIED_CODES
+    kind = DeniedError if denied and _SKEWED not in _codes(error) else RemoteError
+    return kind(f"{url}: {_sentence(error)}")
+
+
+def _sentence(error: BaseException) -> str:
     said = redacted(str(error)) or type(error).__name__
     codes = _codes(error)
     if _matches(error, _NO_CREDENTIALS):

@@ -21,6 +21,7 @@ from zarr.errors import BaseZarrError
 from tracelab.errors import StorageError, TraceError, UsageError
 from tracelab.trace import documents, objects, resultform
 from tracelab.trace.locations import Location, PathLike, resolve
+from tracelab.trace.remotefaults import DeniedError
 from tracelab.trace.resultform import Entry
 from tracelab.trace.schema import FORMAT, NAME
 from tracelab.typing import JSONValue
@@ -204,6 +205,8 @@ def storing(shelf: Shelf) -> Iterator[None]:
     """
     try:
         yield
+    except DeniedError as error:
+        raise _read_only(shelf, str(error)) from None
     except OSError as error:
         reason = error.strerror or str(error)
         denied = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
