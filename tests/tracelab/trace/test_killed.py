@@ -48,7 +48,8 @@ def record_until(count, after):
     def counted(self, key, parts):
         left[0] -= 1
         if left[0] <= 0 and not after:
-            open(f"{path}/{key}.partial", "wb").write(b"half")
+            with open(f"{path}/{key}.partial", "wb") as file:
+                file.write(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         put(self, key, parts)
         if left[0] <= 0:
