@@ -127,12 +127,10 @@ class Handover:
             for array in found.values():
                 # Nobody changes it any more: the writer need not copy.
                 array.setflags(write=False)
-            for row, step in enumerate(steps):
-                # The last weights of a run that was ended are the first of the one that goes on.
-                if step <= self._recorded.get(name, -1):
-                    continue
-                values = {key: array[row] for key, array in found.items()}
-                self._writer.append(name, step=step, **values)
+            # The last weights of a run that was ended are the first of the one that goes on.
+            first = sum(step <= self._recorded.get(name, -1) for step in steps)
+            rows = {key: array[first:] for key, array in found.items()}
+            self._writer.extend(name, steps=steps[first:], **rows)
         except Exception as error:
             self.fail(name, error)
 
