@@ -190,7 +190,8 @@ class _Folder:
 
     def put(self, key: str, parts: Sequence[Part]) -> None:
         path = self._root / key
-        unfinished = path.with_name(f"{path.name}.partial")
+        # Ranks that begin at once all write the document of the group that holds them.
+        unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
         try:
             try:
                 file = unfinished.open("wb")
