@@ -95,7 +95,7 @@ def trace(folder: Path, compression: str, state: str) -> Iterator[tuple[Path, Pa
     """Give a trace with every kind of group, and its export; perhaps still being recorded."""
     store = folder / f"{compression}-{state}.zarr"
     # With so little memory shards are small: many are full, and the last ones are not.
-    writer = everykind.begin(store, compression, flush_seconds=3600, queue_bytes=2**18)
+    writer = everykind.begin(store, compression, flush_seconds=3600, queue_bytes=2**16)
     try:
         if state == "complete":
             writer.close()
