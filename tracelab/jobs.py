@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import xarray as xr
 from tracelab import computing, engine, planning, registry, reuse
 from tracelab.computing import Counts
 from tracelab.contracts import NETWORK, Analysis
-from tracelab.errors import NotRecordedError, UsageError
+from tracelab.errors import DamagedError, NotRecordedError, UsageError
 from tracelab.trace import Trace, shelves
 from tracelab.trace import open as open_trace
 from tracelab.trace.locations import PathLike
@@ -25,19 +26,27 @@ from tracelab.typing import Status
 __all__ = ["Counts", "analyze", "applicable", "failed_cells"]
 
 Announce = Callable[[str, str, Counts], None]
+logger = logging.getLogger(__name__)
 
 
 def applicable(trace: Trace) -> dict[str, str | None]:
     """Return, for each installed analysis, None if the trace holds what it needs, else why not."""
-    verdicts: dict[str, str | None] = {}
+    return {
+        name: None if problem is None else str(problem)
+        for name, problem in _problems(trace).items()
+    }
+
+
+def _problems(trace: Trace) -> dict[str, UsageError | DamagedError | None]:
+    found: dict[str, UsageError | DamagedError | None] = {}
     for name, analysis in registry.analyses().items():
         try:
             planning.plan(analysis, trace, analysis.resolve({}))
-        except UsageError as error:
-            verdicts[name] = str(error)
+        except (UsageError, DamagedError) as error:
+            found[name] = error
         else:
-            verdicts[name] = None
-    return verdicts
+            found[name] = None
+    return found
 
 
 def failed_cells(result: xr.Dataset) -> int:
@@ -98,6 +107,7 @@ def analyze(
     announce : callable, optional
         Called with (analysis, ``"stored"`` | ``"computed"``, counts) as each result is ready;
         counts says how many cells were reused, computed, and of these failed or unreadable.
+        ``"damaged"`` says that there is no result, because no step or layer can be named.
     parameters : mapping, optional
         Parameters by analysis: ``{"tail_index": {"confidence": 0.9}}``.
     **shared
@@ -115,6 +125,8 @@ def analyze(
         stored.
     NotRecordedError
         An analysis named here needs what the trace does not hold.
+    DamagedError
+        The labels of what every chosen analysis needs cannot be read.
     StorageError
         A result could not be stored; those before it are.
     KeyboardInterrupt
@@ -128,17 +140,22 @@ def analyze(
     for analysis in chosen.values():
         _check_storable(analysis)
     # Every plan is made, and so every mistake reported, before the first hour of computing.
-    plans = {
-        name: planning.plan(
-            analysis,
-            opened,
-            analysis.resolve(given[name]),
-            steps=steps,
-            layers=matches,
-            seed=seed,
-        )
-        for name, analysis in chosen.items()
-    }
+    plans: dict[str, planning.Plan] = {}
+    damaged: dict[str, DamagedError] = {}
+    for name, analysis in chosen.items():
+        resolved = analysis.resolve(given[name])
+        try:
+            plans[name] = planning.plan(
+                analysis, opened, resolved, steps=steps, layers=matches, seed=seed
+            )
+        except DamagedError as error:
+            damaged[name] = error
+    if not plans:
+        raise next(iter(damaged.values()))
+    for name, problem in damaged.items():
+        logger.warning("%s is left out: %s", name, problem)
+        if announce is not None:
+            announce(name, "damaged", Counts(0, 0, 0, 0))
     places, shelf = _places(opened, out)
     results: dict[str, xr.Dataset] = {}
     for name, plan in plans.items():
@@ -173,10 +190,13 @@ def _named(progress: Callable[[str, int, int], None], name: str) -> engine.Progr
 
 def _choose(trace: Trace, names: Sequence[str] | str | None) -> dict[str, Analysis]:
     if names is None:
-        verdicts = applicable(trace)
-        fitting = [name for name, reason in verdicts.items() if reason is None]
+        problems = _problems(trace)
+        # One whose input is damaged was wanted too: what is wrong with it is said.
+        fitting = [
+            name for name, problem in problems.items() if not isinstance(problem, UsageError)
+        ]
         if not fitting:
-            reasons = "; ".join(str(reason) for reason in verdicts.values())
+            reasons = "; ".join(str(problem) for problem in problems.values())
             raise NotRecordedError(f"no analysis fits this trace: {reasons}")
         return {name: registry.analysis(name) for name in fitting}
     wanted = [names] if isinstance(names, str) else list(names)

@@ -250,9 +250,7 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str |
     for source in needed.sources:
         kind = _kind(source)
         named = [kind] if kind in trace.groups else []
-        candidates = named or [
-            name for name in trace.groups if trace.groups[name].attrs.get("kind") == kind
-        ]
+        candidates = named or [name for name, each in trace.kinds.items() if each == kind]
         if len(candidates) > 1:
             raise UsageError(
                 f"analysis {analysis.name!r} reads a group of kind {kind!r}, and the trace has "

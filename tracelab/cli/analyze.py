@@ -151,6 +151,9 @@ def analyze(
         outcome["results"] = [_described(name, *how[name], results[name]) for name in results]
         if any(each["failed_cells"] or each["unreadable_cells"] for each in outcome["results"]):
             worst = max(worst, ExitCode.FAILED)
+        # An analysis whose steps or layers cannot be read has no result.
+        if any(state == "damaged" for state, _ in how.values()):
+            worst = max(worst, ExitCode.FAILED)
         if not as_json:
             _show(trace, outcome["results"], console)
     if as_json:

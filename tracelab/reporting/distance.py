@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
+from tracelab.errors import DamagedError
 from tracelab.reporting.numbers import row_label
 from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.trace import Trace
@@ -21,6 +23,8 @@ __all__ = ["distance_picture"]
 # Any analysis that says so fits D = a + c log t and D = k t^nu.
 _LAWS = ("log_intercept", "log_slope", "power_prefactor", "power_exponent")
 _POINTS = 300
+
+logger = logging.getLogger(__name__)
 
 
 def distance_picture(traces: Mapping[str, Trace]) -> Picture | None:
@@ -59,20 +63,30 @@ def distance_picture(traces: Mapping[str, Trace]) -> Picture | None:
 def _distance(trace: Trace) -> tuple[FloatArray, FloatArray] | None:
     """Return steps t >= 1 and the network's distance, thinned evenly in log t."""
     for kind in ("weights", "statistics"):
-        for group in trace.groups.values():
-            if group.attrs.get("kind") != kind or "distance" not in group:
+        for name in [name for name, each in trace.kinds.items() if each == kind]:
+            try:
+                found = _thinned(trace.groups[name])
+            except DamagedError as error:
+                logger.warning("no distance is drawn: %s", error)
                 continue
-            step = np.asarray(group["step"].values, dtype=np.float64)
-            late = np.flatnonzero(step >= 1)
-            if late.size < 2:
-                continue
-            targets = np.geomspace(step[late[0]], step[late[-1]], _POINTS)
-            nearest = np.searchsorted(step[late], targets).clip(0, late.size - 1)
-            late = late[np.unique(nearest)]
-            by_layer = group["distance"].isel(step=late).transpose("step", "layer")
-            squares = np.asarray(by_layer.values, dtype=np.float64) ** 2
-            return step[late], np.sqrt(squares.sum(axis=1))
+            if found is not None:
+                return found
     return None
+
+
+def _thinned(group: xr.Dataset) -> tuple[FloatArray, FloatArray] | None:
+    if "distance" not in group:
+        return None
+    step = np.asarray(group["step"].values, dtype=np.float64)
+    late = np.flatnonzero(step >= 1)
+    if late.size < 2:
+        return None
+    targets = np.geomspace(step[late[0]], step[late[-1]], _POINTS)
+    nearest = np.searchsorted(step[late], targets).clip(0, late.size - 1)
+    late = late[np.unique(nearest)]
+    by_layer = group["distance"].isel(step=late).transpose("step", "layer")
+    squares = np.asarray(by_layer.values, dtype=np.float64) ** 2
+    return step[late], np.sqrt(squares.sum(axis=1))
 
 
 def _laws(axes: Axes, trace: Trace, step: FloatArray, color: str) -> bool:

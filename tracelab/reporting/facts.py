@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from tracelab.errors import DamagedError
 from tracelab.reporting.numbers import number, value_text
 from tracelab.trace import Trace
 
@@ -47,7 +48,10 @@ def facts(traces: Mapping[str, Trace]) -> list[Fact]:
 def _by_trace(name: str, get: Callable[[Trace], Any], traces: Mapping[str, Trace]) -> Fact:
     values = []
     for trace in traces.values():
-        value = get(trace)
+        try:
+            value = get(trace)
+        except DamagedError:
+            value = "damaged"
         values.append(value if isinstance(value, str) else value_text(value))
     told = set(values) - {""}
     return Fact(name, tuple(values), len(told) > 1 and name not in _ALWAYS_DIFFER)

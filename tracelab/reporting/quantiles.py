@@ -7,6 +7,7 @@ for the rest.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import xarray as xr
 from scipy import special
 
 from tracelab.contracts import NETWORK
+from tracelab.errors import DamagedError
 from tracelab.noise import usable_series
 from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.stats import stable
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["quantile_pictures"]
+
+logger = logging.getLogger(__name__)
 
 MIN_BATCHES = 20
 # Of a probe, so many series are read, spread over the first `_BLOCK` of their layer.
@@ -52,8 +56,13 @@ def quantile_pictures(traces: Mapping[str, Trace]) -> list[Picture]:
 
 
 def _noise_group(trace: Trace) -> str | None:
-    for name, group in trace.groups.items():
-        if group.attrs.get("kind") == "noise" and group.sizes.get("step", 0) and _sketch(group):
+    for name in [name for name, kind in trace.kinds.items() if kind == "noise"]:
+        try:
+            group = trace.groups[name]
+        except DamagedError as error:
+            logger.warning("no quantiles are drawn: %s", error)
+            continue
+        if group.sizes.get("step", 0) and _sketch(group):
             return name
     return None
 
@@ -79,8 +88,11 @@ def _trace_picture(trace: Trace, label: str, name: str, stem: str, points: int) 
         noise = trace.noise(step=step, layer=layer, sketch=sketch, group=name)
         block = min(noise.sizes["series"], _BLOCK)
         spread = noise.isel(series=slice(0, block, -(-block // _MAX_SERIES)))
-        values = np.asarray(spread.transpose("batch", "series").values, dtype=np.float64)
-        status, series = usable_series(values, MIN_BATCHES)
+        try:
+            values = np.asarray(spread.transpose("batch", "series").values, dtype=np.float64)
+            status, series = usable_series(values, MIN_BATCHES)
+        except DamagedError:
+            status = Status.UNREADABLE
         gaussian, heavy = panels[:, column]
         gaussian.set_title(f"step {step:,}")
         if status is not Status.OK:
@@ -100,7 +112,7 @@ def _trace_picture(trace: Trace, label: str, name: str, stem: str, points: int) 
     figure.suptitle(plain_text(f"{label}: {where}"), fontsize=10.5)
     caption = (
         f"{label}: quantiles of the noise of three {kinds} of {where} over "
-        f"{values.shape[0]:,} minibatches, against a Gaussian (top) and the fitted symmetric "
+        f"{group.sizes['batch']:,} minibatches, against a Gaussian (top) and the fitted symmetric "
         "stable law (bottom). Of the series whose middle half varies, they have the 10 %, 50 % "
         "and 90 % quantile of excess kurtosis. Grey: where each point lies with probability "
         f"{_BAND:.0%} if the noise follows the reference law."

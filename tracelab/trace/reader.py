@@ -131,6 +131,11 @@ class Trace:
         return dict(self._snapshot.attrs)
 
     @property
+    def kinds(self) -> dict[str, str]:
+        """What each group records, by its name; no label is read for it."""
+        return {name: str(self._snapshot.groups[name].attrs["kind"]) for name in self.groups}
+
+    @property
     def run(self) -> str:
         """Identifier of the run."""
         run: str = self._snapshot.attrs["run"]
