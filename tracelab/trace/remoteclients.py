@@ -8,7 +8,7 @@ import select
 import selectors
 import weakref
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tracelab.errors import MissingExtraError, UsageError
 from tracelab.trace.remotefaults import redacted
@@ -38,8 +38,9 @@ def check_url(url: str) -> None:
     """
     parts = urlsplit(url)
     scheme = parts.scheme or "URL"
-    user = parts.netloc.rpartition("@")[0]
-    if ":" in user or (user and parts.scheme not in _CONTAINER_AT_HOST):
+    if "::" in url.replace(parts.netloc, "", 1):
+        raise UsageError("a trace is at one plain URL; a chain of them ('::') cannot be used")
+    if _holds_user(parts):
         raise UsageError(
             f"the {scheme} URL of a trace holds a user name or password; leave them out and give "
             "credentials in the usual places (environment variables, ~/.aws, roles)"
@@ -52,6 +53,17 @@ def check_url(url: str) -> None:
         )
     if not (parts.netloc or parts.path.strip("/")):
         raise UsageError(f"{url!r} names no bucket or host")
+
+
+def _holds_user(parts: SplitResult) -> bool:
+    user = parts.netloc.rpartition("@")[0]
+    if ":" in user or (user and parts.scheme not in _CONTAINER_AT_HOST):
+        return True
+    if parts.scheme in READ_ONLY and "@" in parts.path:
+        return True
+    # A password with a slash in it ends up where a port would be; so does an ARN of S3.
+    port = parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]
+    return bool(port) and not port.isdigit() and not parts.netloc.startswith("arn:")
 
 
 def file_system(url: str, scheme: str) -> tuple[AsyncFileSystem, str]:
