@@ -25,6 +25,8 @@ MAX_CHUNKS_PER_SHARD = 2**24
 MAX_CHUNKS_ALONG_A_DIMENSION = 2**20
 MAX_TEXTS = 2**20
 MAX_DIMENSIONS = 8
+MAX_TABLE_CHUNK = 2**20
+MAX_TABLE_CHUNKS = 2**16
 
 _CODECS = frozenset(
     {"blosc", "bytes", "crc32c", "gzip", "sharding_indexed", "transpose", "vlen-utf8", "zstd"}
@@ -106,9 +108,18 @@ def check_array(path: str, document: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} has the attributes {document['attributes']!r}")
     check_free(document["attributes"])
     _check_chunks(path, document, dtype, shape)
-    if (name in LABELS or dims[:1] != ["step"]) and form(document) is None:
-        # Read as soon as a group is touched, so only by what bounds its memory: our own reader.
+    if name in LABELS or dims[:1] != ["step"]:
+        _check_table(path, document)
+
+
+def _check_table(path: str, document: Mapping[str, Any]) -> None:
+    """Check what is read as soon as a group is touched: only by what bounds its memory."""
+    stored = form(document)
+    if stored is None:
         raise ValueError(f"{path} is not stored as tables are")
+    count = sum(-(-size // part) for size, part in zip(stored.shape, stored.chunk, strict=True))
+    if math.prod(stored.chunk) > MAX_TABLE_CHUNK or count > MAX_TABLE_CHUNKS:
+        raise ValueError(f"{path} has {count} chunks of shape {stored.chunk}, which no table has")
 
 
 def _check_chunks(path: str, document: Mapping[str, Any], dtype: str, shape: Sequence[int]) -> None:

@@ -91,7 +91,7 @@ class _Stored(DaskArray):  # type: ignore[misc]
         if known is None or known[0] != self.name or kwargs or copy is False or _told_how():
             found: Array = super().__array__(dtype, copy, **kwargs)
             return found
-        values: Array = known[1][tuple(map(_slice, known[2]))]
+        values = np.asarray(known[1][tuple(map(_slice, known[2]))])
         return values if dtype is None else values.astype(dtype, copy=False)
 
 

@@ -350,7 +350,7 @@ def entries(
     last = bytearray(_CRC_BYTES)
     file.read_into([last], start + done)
     if int.from_bytes(last, "little") != checksum:
-        raise UnusableError("is damaged: its index has another checksum than its bytes")
+        raise UnusableError("has an index with another checksum than its bytes")
     for some in range(0, len(found), RUN_BYTES // _ENTRY_BYTES):
         yield from map(tuple, found[some : some + RUN_BYTES // _ENTRY_BYTES].tolist())
 
