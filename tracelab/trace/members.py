@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.core.sync import sync
 
+from tracelab.errors import DamagedError
+from tracelab.trace import objects, resultform
 from tracelab.trace.damage import Damage, Labels, describe
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE
-from tracelab.trace.remotefaults import RemoteError
 from tracelab.trace.shardform import form
+from tracelab.trace.shelves import JOBS
 from tracelab.trace.snapshot import MAX_DOCUMENT_BYTES, ROOT, Group, Snapshot
 from tracelab.trace.sources import UnreadableError, names, opened
 
@@ -133,6 +133,9 @@ def _difference(
 def result_paths(location: Location) -> Iterator[tuple[str, bool]]:
     """Yield the path of every group that holds a result, and whether it is finished."""
     for analysis in entries(location, RESULTS):
+        # What jobs that run or were interrupted have finished: the next job goes on with it.
+        if analysis == JOBS:
+            continue
         for key in entries(location, f"{RESULTS}/{analysis}"):
             if key == ROOT:
                 continue
@@ -158,34 +161,12 @@ def check_results(location: Location) -> list[Damage]:
 
 
 def _unreadable(location: Location, path: str) -> str | None:
+    content = objects.read(location, f"{path}/{ROOT}", resultform.MAX_DOCUMENT_BYTES)
     try:
-        group = zarr.open_group(location.store, path=path, mode="r", use_consolidated=True)
-        for name, member in group.members():
-            if isinstance(member, zarr.Array):
-                for part in _parts(member):
-                    try:
-                        member[part]
-                    except RemoteError:
-                        raise
-                    except Exception as error:
-                        return f"{name} cannot be read: {type(error).__name__}: {error}"
-    except RemoteError:
-        # A network that fails says nothing about the result.
-        raise
-    except Exception as error:
-        # Whatever zarr and a codec raise at garbage.
-        return f"it cannot be read: {type(error).__name__}: {error}"
+        resultform.load(resultform.parse(content or b"", location, path, None)).load()
+    except (ValueError, DamagedError) as error:
+        return f"it cannot be read: {error}"
     return None
-
-
-def _parts(array: Any) -> Iterator[tuple[slice, ...]]:
-    """Yield the chunks of an array as slices."""
-    extents = getattr(array, "shards", None) or array.chunks
-    counts = [math.ceil(size / part) for size, part in zip(array.shape, extents, strict=True)]
-    for place in np.ndindex(*counts):
-        yield tuple(
-            slice(each * part, (each + 1) * part) for each, part in zip(place, extents, strict=True)
-        )
 
 
 def ranks(location: Location) -> dict[int, str]:

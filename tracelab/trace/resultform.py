@@ -184,8 +184,8 @@ def document(
 # ----------------------------------------------------------------------------------------- reading
 
 
-def parse(content: bytes, location: Location, path: str, run: str) -> Entry:
-    """Return what a group's document says, if it is a result of this run and analysis.
+def parse(content: bytes, location: Location, path: str, run: str | None) -> Entry:
+    """Return what a group's document says, if it is a result of this analysis and run (None: any).
 
     Raises
     ------
@@ -215,11 +215,11 @@ def parse(content: bytes, location: Location, path: str, run: str) -> Entry:
     return Entry(location, path, attrs, arrays, checksums)
 
 
-def _check_attributes(attrs: Mapping[str, Any], analysis: str, run: str) -> None:
+def _check_attributes(attrs: Mapping[str, Any], analysis: str, run: str | None) -> None:
     for name, types in _ATTRIBUTES.items():
         if not isinstance(attrs[name], types) or isinstance(attrs[name], bool):
             raise ValueError(f"the attribute {name!r} is {attrs[name]!r}")
-    if attrs["analysis"] != analysis or attrs["run"] != run:
+    if attrs["analysis"] != analysis or run not in (None, attrs["run"]):
         raise ValueError("it is a result of another run or analysis")
     if not 1 <= attrs["serial"] < 2**63 or not math.isfinite(attrs["seconds"]):
         raise ValueError("its serial number or its time is no such thing")
