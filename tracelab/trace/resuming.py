@@ -120,7 +120,18 @@ class Found:
                     "same model, or record into another trace"
                 )
 
-    def check_group(self, group: str, **declaration: Any) -> None:
+    def check_group(
+        self,
+        group: str,
+        *,
+        kind: str | None = None,
+        layers: Sequence[str] | None = None,
+        sketches: Sequence[Any] = (),
+        attrs: Mapping[str, Any] | None = None,
+        coordinates: tuple[Any, Any] | None = None,
+        variables: Sequence[Variable] | None = None,
+        dtype: str | None = None,
+    ) -> None:
         """Compare a group, if it is recorded, with what `Writer.define` shall be given.
 
         Raises
@@ -129,7 +140,18 @@ class Found:
             At the first difference.
         """
         if group in self.rows:
-            agree(self.location.name, self.rules(group), declare(group, self.layers, **declaration))
+            declared = declare(
+                group,
+                self.layers,
+                kind=kind,
+                subset=layers,
+                sketches=sketches,
+                attrs=attrs,
+                coordinates=coordinates,
+                variables=variables,
+                dtype=dtype,
+            )
+            agree(self.location.name, self.rules(group), declared)
 
     def rules(self, name: str) -> GroupRules:
         """Return what the rows of a group that stay have settled.
