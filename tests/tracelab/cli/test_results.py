@@ -1,5 +1,7 @@
+import errno
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import tracelab
 from tracelab import registry
+from tracelab.trace import objects
 
 
 @pytest.fixture
@@ -145,3 +148,54 @@ def test_what_is_no_trace(run, tmp_path):
     (tmp_path / "notes.txt").write_text("no trace")
     assert run("results", tmp_path / "none.zarr").exit_code == 2
     assert run("results", tmp_path).exit_code == 3
+
+
+def test_results_kept_elsewhere(run, record, tmp_path):
+    path, out = record(), tmp_path / "kept"
+    archive = shutil.make_archive(str(path), "zip", path)
+    refused = run("analyze", archive, "-a", "noise_scale")
+    assert refused.exit_code == 2
+    assert refused.stderr == (
+        f"Error: {archive}: results cannot be stored in {archive} (it is read-only); "
+        "give another place for them: --out RESULTS, or analyze(trace, out=...)\n"
+    )
+    assert run("analyze", archive, "-a", "noise_scale", "--out", out).exit_code == 0
+    again = run("analyze", archive, "-a", "noise_scale", "--out", out)
+    assert again.stderr == f"{archive}: everything was stored; nothing was computed\n"
+    assert run("results", archive).stdout == ""
+    assert "noise_scale  20" in run("results", archive, "--results", out).stdout
+    numbers = run("results", archive, "noise_scale", "--results", out, "--format", "csv").stdout
+    assert len(numbers.splitlines()) == 1 + 9
+    wrong = run("results", archive, "--results", tmp_path / "none")
+    assert (wrong.exit_code, wrong.stdout) == (2, "")
+    assert "there are no results at" in wrong.stderr
+    page = tmp_path / "page.html"
+    assert run("report", archive, "-o", page).exit_code == 2
+    assert run("report", archive, "-o", page, "--results", out).exit_code == 0
+    assert "noise_scale" in page.read_text()
+
+
+def test_a_damaged_result_is_told_with_its_remedy(run, analysed):
+    (file,) = analysed.glob("results/gaussianity/*/status/c.*")
+    file.write_bytes(b"")
+    result = run("results", analysed, "gaussianity")
+    assert result.exit_code == 3
+    assert "is damaged (the checksum of status/c.0.0 differs); compute it again" in result.stderr
+    assert run("results", analysed, "noise_scale").exit_code == 0
+    again = run("analyze", analysed, "-a", "gaussianity")
+    assert "gaussianity  computed" in again.stdout
+    assert run("results", analysed, "gaussianity").exit_code == 0
+
+
+def test_a_full_disk_is_one_sentence(run, record, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = record()
+    monkeypatch.setattr(objects, "put", full)
+    result = run("analyze", path, "-a", "noise_scale")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"Error: {path}: results cannot be written to {path}: No space left on device; what was "
+        "stored before is kept, and the same command goes on once it can be written\n"
+    )
