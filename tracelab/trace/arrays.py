@@ -115,7 +115,7 @@ class _ByZarr:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        name = self.document["data_type"]
+        name: str = self.document["data_type"]
         return np.dtypes.StringDType() if name == "string" else np.dtype(name)
 
     @property

@@ -69,7 +69,7 @@ def chunks(document: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-class _Stored(DaskArray):  # type: ignore[misc]
+class _Stored(DaskArray):
     """A Dask array that knows which part of a stored array it is.
 
     Whoever asks for its values, and nothing else, gets them read straight into one array: a graph
@@ -78,25 +78,29 @@ class _Stored(DaskArray):  # type: ignore[misc]
     """
 
     def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
+        found: Any = super().__getitem__(index)  # type: ignore[no-untyped-call]
         known = self.__dict__.get("_source")
         if known is None or known[0] != self.name or type(found) is not DaskArray:
             return found
         spans = _narrowed(known[2], index)
-        return found if spans is None else _part(found, known[1], spans)
+        # Dask takes x[-4:0:-1] of three elements for two of them, numpy for none.
+        if spans is None or found.shape != tuple(len(s) for s in spans if isinstance(s, range)):
+            return found
+        return _part(found, known[1], spans)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None, **kwargs: Any) -> Array:
         known = self.__dict__.get("_source")
         # A change in place gives an array another name.
         if known is None or known[0] != self.name or kwargs or copy is False or _told_how():
-            found: Array = super().__array__(dtype, copy, **kwargs)
+            found: Array = super().__array__(dtype, copy, **kwargs)  # type: ignore[no-untyped-call]
             return found
         values = np.asarray(known[1][tuple(map(_slice, known[2]))])
         return values if dtype is None else values.astype(dtype, copy=False)
 
 
 def _part(array: Any, stored: Readable, spans: tuple[range | int, ...]) -> Any:
-    found = _Stored(array.dask, array.name, array.chunks, meta=array._meta)
+    made: Any = _Stored
+    found = made(array.dask, array.name, array.chunks, meta=array._meta)
     # In the dictionary, which Dask clears when an array changes.
     found.__dict__["_source"] = (found.name, stored, spans)
     return found
@@ -127,6 +131,8 @@ def _narrowed(spans: tuple[range | int, ...], index: Any) -> tuple[range | int, 
 def _slice(span: range | int) -> slice | int:
     if not isinstance(span, range):
         return span
+    if not span:
+        return slice(0, 0)
     # A range down to the first element ends at -1, which means another thing in a slice.
     stop = None if span.stop < 0 else span.stop
     return slice(span.start, stop, span.step)

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from zarr.abc.store import ByteRequest, RangeByteRequest, SuffixByteRequest
+from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tracelab.errors import DamagedError
 from tracelab.trace.plainfiles import UnusableError
-from tracelab.trace.remote import RemoteStore
 from tracelab.trace.shardfile import chunk_name, encoded_bytes, entries, index_bytes, place
 from tracelab.trace.shardform import Form, Piece, select
 from tracelab.typing import Array
@@ -49,8 +48,8 @@ class RemoteShards:
 
     Parameters
     ----------
-    store : RemoteStore
-        The trace.
+    store : zarr.abc.store.Store
+        The trace: any store that is no folder.
     where : str
         What users call the trace.
     path : str
@@ -59,7 +58,7 @@ class RemoteShards:
         How it is stored.
     """
 
-    def __init__(self, store: RemoteStore, where: str, path: str, stored: Form) -> None:
+    def __init__(self, store: Store, where: str, path: str, stored: Form) -> None:
         self._store = store
         self._where = where
         self._path = path
