@@ -274,16 +274,14 @@ def test_double_precision_goes_on_exactly(data, tmp_path: Path) -> None:
         ({"collectors": [Gradients(name="start")]}, "two groups are called 'start'"),
     ],
 )
-@pytest.mark.parametrize("resume", [True, 3])
-def test_what_does_not_agree(data, tmp_path: Path, options, words, resume) -> None:
-    path = tmp_path / "run.zarr"
+def test_what_does_not_agree(data, whole: Path, options, words) -> None:
     training = Training(data)
-    with training.attach(path) as session:
-        training.train(session, 5)
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    before = {file: file.read_bytes() for file in whole.parent.rglob("*") if file.is_file()}
+    # Rows behind a step would be moved, if it came to that.
     with pytest.raises(UsageError, match=words):
-        training.attach(path, resume=resume, **options)
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+        training.attach(whole, resume=3, **options)
+    after = {file: file.read_bytes() for file in whole.parent.rglob("*") if file.is_file()}
+    assert after == before
     assert not training.optimizer._optimizer_step_pre_hooks
 
 
