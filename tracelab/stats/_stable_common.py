@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats._stable_cell import interval, maximise, prepare
@@ -235,7 +235,7 @@ def _fit_one(
     v, alpha, loglik, gaussian, iterations, converged = maximise(
         cell.ordered, cell.size, table(), scale, loc
     )
-    target = float(stats.t.ppf(0.5 + 0.5 * confidence, batches - 1))
+    target = float(special.stdtrit(batches - 1.0, 0.5 + 0.5 * confidence))
     # Each series spent two of its samples on location and scale.
     shrink = batches / (batches - 2) if each else 1.0
     se, low, high = interval(

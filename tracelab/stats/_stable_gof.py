@@ -83,15 +83,24 @@ def _null() -> tuple[Float64, Float64, Float64, Float64]:
 def _pvalue(statistic: Float64, alpha: Float64, n: int) -> Float64:
     """Interpolate the null: linear in alpha and 1 / n, log p against A^2 beyond the levels."""
     alphas, inverse_n, levels, log_statistic = _null()
-    log_levels = np.log(levels)
     w_n = np.interp(1 / n, inverse_n, np.arange(inverse_n.size))
     j = min(int(w_n), inverse_n.size - 2)
     by_alpha = log_statistic[:, j] + (w_n - j) * (log_statistic[:, j + 1] - log_statistic[:, j])
+    at = np.interp(alpha, alphas, np.arange(alphas.size))
+    k = np.minimum(at.astype(np.int64), alphas.size - 2)
+    between = (at - k)[:, None] * (by_alpha[k + 1] - by_alpha[k])
     out = np.empty(statistic.size)
-    for i, (value, a) in enumerate(zip(statistic, alpha, strict=True)):
-        w = np.interp(a, alphas, np.arange(alphas.size))
-        k = min(int(w), alphas.size - 2)
-        points = np.exp(by_alpha[k] + (w - k) * (by_alpha[k + 1] - by_alpha[k]))
+    _pvalues(statistic, np.exp(by_alpha[k] + between), levels, np.log(levels), out)
+    return out
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _pvalues(
+    statistic: Float64, null: Float64, levels: Float64, log_levels: Float64, out: Float64
+) -> None:
+    """Write the p-value of each statistic, given the quantiles of its null at `levels`."""
+    for i in range(statistic.size):
+        value, points = statistic[i], null[i]
         if value >= points[-1]:
             # The null falls exponentially in A^2: keep the rate of the last two levels.
             rate = (log_levels[-1] - log_levels[-3]) / (points[-1] - points[-3])
@@ -99,8 +108,9 @@ def _pvalue(statistic: Float64, alpha: Float64, n: int) -> Float64:
         elif value <= points[0]:
             out[i] = 1 - (1 - levels[0]) * value / points[0]
         else:
-            out[i] = math.exp(np.interp(value, points, log_levels))
-    return out
+            m = np.searchsorted(points, value, "right") - 1
+            slope = (log_levels[m + 1] - log_levels[m]) / (points[m + 1] - points[m])
+            out[i] = math.exp(log_levels[m] + slope * (value - points[m]))
 
 
 def goodness_of_fit(

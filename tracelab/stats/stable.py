@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats._stable_common import CommonFit, fit_common
@@ -157,7 +157,7 @@ def fit(
     if method == "mohammadi":
         return _fit_mohammadi(values, confidence)
     rows = np.sort(values.reshape(math.prod(lead), n), axis=-1)
-    z = float(stats.norm.ppf(0.5 + 0.5 * confidence))
+    z = float(special.ndtri(0.5 + 0.5 * confidence))
     out = np.zeros((rows.shape[0], 13))
     fit_sorted(rows, table(), z, out)
     columns = (out[:, i].reshape(lead) for i in range(13))
