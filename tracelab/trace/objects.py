@@ -14,7 +14,7 @@ import stat
 import uuid
 import zipfile
 import zlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from tracelab.errors import TraceError
 from tracelab.trace.locations import Location
 from tracelab.trace.shards import Part
 
-__all__ = ["drop", "names", "put", "read", "read_all", "remove"]
+__all__ = ["drop", "names", "put", "put_all", "read", "read_all", "remove"]
 
 MAX_NAMES = 100_000
+_PUTS = 16
 # What a store raises at an object that is there and is not what it should be; what it raises when
 # it cannot be reached is no such thing.
 _GARBLED = (ValueError, EOFError, BaseZarrError, zipfile.BadZipFile, zlib.error)
@@ -111,6 +112,23 @@ def put(location: Location, key: str, parts: Sequence[Part]) -> None:
         raise
 
 
+def put_all(location: Location, objects: Iterable[tuple[str, Sequence[Part]]]) -> None:
+    """Store several objects, at the same time where most of a put is a round trip.
+
+    Raises
+    ------
+    OSError
+        If one cannot be written.
+    """
+    if location.folder is not None:
+        for key, parts in objects:
+            put(location, key, parts)
+        return
+    waiting = iter(objects)
+    while batch := list(islice(waiting, _PUTS)):
+        sync(_set_all(location.store, batch))
+
+
 def drop(location: Location, key: str) -> None:
     """Remove an object, if it is there and can be."""
     with contextlib.suppress(OSError, BaseZarrError):
@@ -160,6 +178,12 @@ async def _get_all(store: Store, keys: Sequence[str], limit: int) -> list[bytes 
         return None if content is None or len(content) > limit else content
 
     return list(await asyncio.gather(*map(get, keys)))
+
+
+async def _set_all(store: Store, batch: Sequence[tuple[str, Sequence[Part]]]) -> None:
+    buffer = default_buffer_prototype().buffer
+    puts = (store.set(key, buffer.from_bytes(b"".join(parts))) for key, parts in batch)
+    await asyncio.gather(*puts)
 
 
 async def _collect(entries: AsyncIterator[str]) -> list[str]:

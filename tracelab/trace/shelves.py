@@ -11,7 +11,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.remotefaults import DeniedError
 from tracelab.trace.resultform import Entry
 from tracelab.trace.schema import FORMAT, NAME
+from tracelab.trace.shards import Part
 from tracelab.typing import JSONValue
 
 __all__ = [
@@ -209,7 +210,7 @@ def storing(shelf: Shelf) -> Iterator[None]:
         raise _read_only(shelf, str(error)) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        denied = isinstance(error, PermissionError) or isinstance(error.__cause__, PermissionError)
+        denied = isinstance(error, PermissionError) or "access is denied" in reason
         if denied or error.errno in _REFUSED:
             raise _read_only(shelf, reason) from None
         raise StorageError(
@@ -285,13 +286,7 @@ def store(
     checksums: dict[str, list[int]] = {}
     with storing(shelf):
         try:
-            for key, content, described, crc in resultform.encode(dataset):
-                objects.put(shelf.location, f"{path}/{key}", content)
-                array = key.split("/")[0]
-                arrays[array] = described
-                checksums.setdefault(array, [])
-                if crc is not None:
-                    checksums[array].append(crc)
+            objects.put_all(shelf.location, _noted(dataset, path, arrays, checksums))
             dataset.attrs["serial"] = serial()
             commit = resultform.document(dataset.attrs, arrays, checksums)
             objects.put(shelf.location, f"{path}/zarr.json", [commit])
@@ -301,3 +296,16 @@ def store(
             objects.remove(shelf.location, path)
             raise
     return resultform.parse(commit, shelf.location, final, shelf.run)
+
+
+def _noted(
+    dataset: xr.Dataset, path: str, arrays: dict[str, Any], checksums: dict[str, list[int]]
+) -> Iterator[tuple[str, Sequence[Part]]]:
+    """Yield the objects of a result's arrays, and note what its document says about them."""
+    for key, content, described, crc in resultform.encode(dataset):
+        array = key.split("/")[0]
+        arrays[array] = described
+        checksums.setdefault(array, [])
+        if crc is not None:
+            checksums[array].append(crc)
+        yield f"{path}/{key}", content
