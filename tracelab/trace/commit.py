@@ -33,7 +33,7 @@ from tracelab.trace.schema import (
 from tracelab.trace.shards import Part, ShardBuilder, encode_strings, encode_table
 from tracelab.typing import Array
 
-__all__ = ["Documents", "GroupStore", "store_layers"]
+__all__ = ["TABLE_CHUNK", "Documents", "GroupStore", "store_layers", "store_table"]
 
 TABLE_CHUNK = 2**20
 
@@ -135,7 +135,7 @@ class GroupStore:
         found = self._documents
         if self.rules.layered and LAYER.name not in found:
             names = list(self.rules.layers)
-            found[LAYER.name] = _store_table(self._sink, self.rules.name, LAYER, names)
+            found[LAYER.name] = store_table(self._sink, self.rules.name, LAYER, names)
             self._changed.add(LAYER.name)
         if STEP.name not in self._builders:
             self._begin(STEP.name, share=self._memory)
@@ -143,7 +143,7 @@ class GroupStore:
         tables = self.rules.tables()
         if tables is not None and COORDINATE_TABLES[0].name not in found:
             for variable, values in zip(COORDINATE_TABLES, tables, strict=True):
-                found[variable.name] = _store_table(self._sink, self.rules.name, variable, values)
+                found[variable.name] = store_table(self._sink, self.rules.name, variable, values)
                 self._changed.add(variable.name)
         for name, builder in self._builders.items():
             if found[name]["shape"][0] < self.rows:
@@ -195,15 +195,16 @@ def store_layers(
     found = {"layers": documents.group({"kind": "layers"})}
     for variable in LAYER_TABLE:
         path = f"layers/{variable.name}"
-        found[path] = _store_table(sink, "layers", variable, columns[variable.name])
+        found[path] = store_table(sink, "layers", variable, columns[variable.name])
     for path, document in found.items():
         sink.put(f"{path}/zarr.json", [documents.dump(document)])
     return found
 
 
-def _store_table(
+def store_table(
     sink: Sink, group: str, variable: Variable, values: Sequence[str] | Array
 ) -> dict[str, Any]:
+    """Store a table's array, which is written once; return its document."""
     count = len(values)
     chunk = max(1, min(count, TABLE_CHUNK))
     for number, start in enumerate(range(0, count, chunk)):

@@ -28,6 +28,7 @@ from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.lock import acquire
 from tracelab.trace.reader import Trace
 from tracelab.trace.reader import open as open_trace
+from tracelab.trace.room import idle_ranks
 from tracelab.trace.snapshot import is_trace, take
 
 __all__ = ["export_hdf5", "import_hdf5"]
@@ -252,7 +253,7 @@ def _staged(location: Location) -> Iterator[Location]:
         staging = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
         with _removed_on_failure(lambda: shutil.rmtree(staging, ignore_errors=True)):
             yield resolve(staging)
-            _swap(staging, folder, location.name)
+            _swap(staging, location, folder)
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
@@ -271,16 +272,17 @@ def _removed_on_failure(remove: Callable[[], None]) -> Iterator[None]:
         raise
 
 
-def _swap(staging: Path, folder: Path, name: str) -> None:
-    """Move a trace into place; the one it replaces must have no writer."""
+def _swap(staging: Path, location: Location, folder: Path) -> None:
+    """Move a trace into place; neither the one it replaces nor its ranks may have a writer."""
     if not folder.exists() or not any(folder.iterdir()):
         staging.replace(folder)
         return
-    lock = acquire(name, folder)
+    lock = acquire(location.name, folder)
     aside = staging.with_suffix(".replaced")
     try:
-        folder.replace(aside)
-        staging.replace(folder)
+        with idle_ranks(location):
+            folder.replace(aside)
+            staging.replace(folder)
     finally:
         if lock is not None:
             lock.release()

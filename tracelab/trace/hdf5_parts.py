@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from tracelab.errors import NotRecordedError
+from tracelab.errors import DamagedError, NotRecordedError, TraceError
 from tracelab.trace import selection
 from tracelab.trace.members import ranks
 from tracelab.trace.reader import Trace
-from tracelab.trace.resultform import load
-from tracelab.trace.shelves import analyses, beside, entries
+from tracelab.trace.resultform import Entry, load
+from tracelab.trace.results import RESULTS, Results
 from tracelab.trace.stored import stored
+from tracelab.typing import Array
 
 __all__ = ["Part", "parts"]
 
@@ -90,12 +92,49 @@ def parts(trace: Trace, groups: Sequence[str] | None, prefix: str = "") -> Itera
 
 
 def _results(trace: Trace, prefix: str) -> Iterator[Part]:
-    shelf = beside(trace._location, trace.run)
-    for name in analyses(shelf):
-        for entry in entries(shelf, name):
-            found = load(entry)
+    shown = trace.results
+    held = _Held()
+    for name in shown:
+        for entry in shown.entries(name):
             arrays = {
-                str(array): (document, found[array].variable)
+                array: (document, _OfResult(shown, entry, array, held))
                 for array, document in entry.arrays.items()
             }
-            yield Part(prefix + entry.path, entry.attrs, arrays)
+            yield Part(f"{prefix}{RESULTS}/{name}/{_key(entry)}", entry.attrs, arrays)
+
+
+def _key(entry: Entry) -> str:
+    return entry.path.rpartition("/")[2]
+
+
+@dataclass(slots=True)
+class _Held:
+    """The result that is in memory: one, however many there are."""
+
+    entry: Entry | None = None
+    dataset: xr.Dataset | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _OfResult:
+    """An array of a result, which is loaded when the first of its arrays is read."""
+
+    shown: Results
+    entry: Entry
+    array: str
+    held: _Held
+
+    def __getitem__(self, selection: Any) -> Array:
+        if self.held.entry is not self.entry or self.held.dataset is None:
+            try:
+                self.held.dataset = load(self.entry)
+            except DamagedError:
+                analysis = self.entry.attrs["analysis"]
+                if _key(self.entry) in self.shown.keys_of(analysis):
+                    raise
+                raise TraceError(
+                    f"a result of {analysis!r} was replaced while it was exported; export again"
+                ) from None
+            self.held.entry = self.entry
+        found: Array = self.held.dataset[self.array].values[selection]
+        return found

@@ -15,7 +15,7 @@ from zarr.storage import MemoryStore
 from tracelab.contracts import Variable
 from tracelab.errors import TraceError
 from tracelab.trace import documents, resultform
-from tracelab.trace.commit import TABLE_CHUNK, _store_table
+from tracelab.trace.commit import TABLE_CHUNK, store_table
 from tracelab.trace.hdf5_reading import FoundArray, FoundGroup, FoundTrace
 from tracelab.trace.layout import COMPRESSIONS, SHARD_BYTES, Layout, cut
 from tracelab.trace.locations import Location, Sink, resolve
@@ -150,7 +150,7 @@ def store(planned: Planned, location: Location, advance: Advance) -> None:
         if layout is None:
             group, name = path.split("/")
             variable = Variable(name, array.dims or (), "", array.dtype)
-            _store_table(sink, group, variable, _table(array))
+            store_table(sink, group, variable, _table(array))
             advance(path, _size(array, array.shape))
         else:
             _store_rows(sink, path, array, layout, advance)

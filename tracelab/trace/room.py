@@ -13,7 +13,7 @@ from tracelab.trace.lock import LOCK_FILE, Lock, acquire
 from tracelab.trace.members import WORKERS, entries
 from tracelab.trace.snapshot import ROOT, is_trace, take
 
-__all__ = ["Claim", "check_parent", "claim", "vacant"]
+__all__ = ["Claim", "check_parent", "claim", "idle_ranks", "vacant"]
 
 
 class _State(Enum):
@@ -70,7 +70,7 @@ def claim(location: Location, *, overwrite: bool, resume: bool) -> Claim:
             state = _State.OTHER
         _refuse(location, state, overwrite=overwrite, resume=resume)
         if state is _State.TORN or (state is _State.TRACE and overwrite):
-            with _idle_ranks(location):
+            with idle_ranks(location):
                 if lock:
                     lock.describe(clearing=True)
                 location.clear(keep=lock.path if lock else None)
@@ -133,7 +133,7 @@ def _left_alone(location: Location) -> UsageError:
 
 
 @contextmanager
-def _idle_ranks(location: Location) -> Iterator[None]:
+def idle_ranks(location: Location) -> Iterator[None]:
     """Keep the ranks of a trace from being written; refuse if one is."""
     with ExitStack() as held:
         for name in entries(location, WORKERS):

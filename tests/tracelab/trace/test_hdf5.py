@@ -577,8 +577,21 @@ def test_an_attribute_of_1_gb_is_refused_before_it_is_read(tmp_path):
     assert "are not values of datasets" in done.stdout
 
 
+def test_every_checksum_is_checked(exported, tmp_path):
+    with h5py.File(exported) as file:
+        for path in ("gradients/full", "noise/projected", "layers/numel", "noise/step"):
+            chunk = file[path].id.get_chunk_info(0)
+            content = bytearray(exported.read_bytes())
+            content[chunk.byte_offset + chunk.size // 2] ^= 1
+            (tmp_path / "a.h5").write_bytes(content)
+            with pytest.raises(DamagedError, match=f"a.h5 cannot be imported.*{path}"):
+                tracelab.import_hdf5(tmp_path / "a.h5", tmp_path / "a.zarr")
+            assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@pytest.mark.slow
 @given(place=st.floats(0, 1), byte=st.integers(1, 255))
-@settings(FEW, max_examples=40)
+@settings(FEW, max_examples=200)
 def test_a_damaged_file_is_an_error_or_harmless(place, byte, exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flipped")
     content = bytearray(exported.read_bytes())
@@ -819,3 +832,25 @@ def test_a_text_that_ends_at_nul_is_refused_in_a_sentence(tmp_path):
 def test_where_nothing_can_be_written(everything):
     with pytest.raises(StorageError, match="cannot be written"):
         tracelab.export_hdf5(everything, "/proc/a.h5")
+
+
+def test_results_kept_elsewhere_come_along(tmp_path):
+    one = write_trace(tmp_path / "one.zarr")
+    tracelab.analyze(tracelab.open(one), ["noise_scale"], out=tmp_path / "results")
+    shown = tracelab.open(one, results=tmp_path / "results")
+    tracelab.export_hdf5(shown, tmp_path / "one.h5")
+    tracelab.import_hdf5(tmp_path / "one.h5", tmp_path / "two.zarr")
+    back = tracelab.open(tmp_path / "two.zarr").results
+    assert list(back) == ["noise_scale"]
+    assert back["noise_scale"].identical(shown.results["noise_scale"])
+
+
+def test_a_trace_whose_rank_is_recording_is_not_replaced(exported, tmp_path):
+    path = write_trace(tmp_path / "a.zarr")
+    with tracelab.create(path, layers={"a": (2,)}, rank=1) as writer:
+        writer.append("weights", step=0, norm=[1.0])
+        writer.flush()
+        with pytest.raises(UsageError, match="is being recorded"):
+            tracelab.import_hdf5(exported, path, overwrite=True)
+    assert tracelab.open(path).ranks[1].weights.sizes["step"] == 1
+    assert os.listdir(tmp_path) == ["a.zarr"]
