@@ -344,7 +344,7 @@ def _finished(
         "summary": analysis.summary,
         "parameters": _plain(plan.parameters),
         "sources": dict(plan.sources),
-        "run": trace.run,
+        "run": trace.identity,
         "input_digest": reuse.input_digest(plan, trace),
         "basis": identity.kind.basis,
         "key": identity.key,

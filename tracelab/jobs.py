@@ -180,7 +180,7 @@ def _places(trace: Trace, out: PathLike | None) -> tuple[Results, Shelf]:
     places = trace.results.places
     if out is None:
         return Results(places), places[-1]
-    shelf = shelves.elsewhere(out, trace.run, create=True)
+    shelf = shelves.elsewhere(out, trace.identity, create=True)
     return Results((*(place for place in places if place.name != shelf.name), shelf)), shelf
 
 

@@ -209,7 +209,7 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
             },
         }
     return {
-        "run": trace.run,
+        "run": trace.identity,
         "generation": trace.attrs.get("generation", 0),
         "groups": groups,
         "sources": plan.sources,

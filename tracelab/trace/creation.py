@@ -29,6 +29,9 @@ __all__ = ["create"]
 
 logger = logging.getLogger(__name__)
 
+# Results of a rank are kept under it and the rank's name.
+MAX_RUN = 100
+
 
 def create(
     path: PathLike,
@@ -199,10 +202,10 @@ def _attributes() -> dict[str, Any]:
 def _identity(rank: int | None, world_size: int | None, run: str | None) -> dict[str, Any]:
     said: dict[str, Any] = {}
     if run is not None:
-        if not isinstance(run, str) or not NAME.fullmatch(run):
+        if not isinstance(run, str) or not NAME.fullmatch(run) or len(run) > MAX_RUN:
             raise UsageError(
-                f"run must be a text of letters, digits, '_', '.', '-', got {run!r}; leave it out "
-                "for a new one"
+                f"run must be a text of at most {MAX_RUN} letters, digits, '_', '.', '-', got "
+                f"{run!r}; leave it out for a new one"
             )
         said["run"] = run
     if world_size is not None:

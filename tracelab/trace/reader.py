@@ -105,7 +105,7 @@ class Trace:
         self.store: Store = location.store
         self.shareable = location.shareable
         self.refresh()
-        self._elsewhere = None if results is None else shelves.elsewhere(results, self.run)
+        self._elsewhere = None if results is None else shelves.elsewhere(results, self.identity)
 
     def refresh(self) -> Self:
         """Look at the last commit from now on.
@@ -142,6 +142,12 @@ class Trace:
         return run
 
     @property
+    def identity(self) -> str:
+        """Identifier of what was recorded: of the run, and of the rank if it is one's trace."""
+        rank = self._snapshot.attrs.get("rank")
+        return f"{self.run}.rank-{rank:03d}" if isinstance(rank, int) else self.run
+
+    @property
     def state(self) -> str:
         """``"recording"``, ``"complete"`` or ``"incomplete"``."""
         state: str = self._snapshot.attrs["state"]
@@ -175,7 +181,7 @@ class Trace:
     @property
     def results(self) -> Results:
         """What analyses computed, by analysis."""
-        beside = shelves.beside(self._location, self.run)
+        beside = shelves.beside(self._location, self.identity)
         return Results((beside, self._elsewhere) if self._elsewhere else (beside,))
 
     def noise(

@@ -137,6 +137,37 @@ def test_ranks_of_one_run_are_not_mistaken_for_each_other(tmp_path):
     assert [loss.values[0] for loss in losses] == [0.0, 100.0, 200.0]
 
 
+def test_results_of_ranks_of_one_run_do_not_mix(tmp_path):
+    """Also where they are kept in one place, and ranks have the same steps."""
+    path, out = tmp_path / "a", tmp_path / "results"
+    for rank in range(2):
+        rng = np.random.default_rng(rank)
+        with create(path, {"w": (40,)}, rank=rank, run="job") as writer:
+            attrs = {"batch_size": 8, "replacement": True, "n_data": 1000}
+            writer.define("noise", attrs=attrs)
+            full = (1 + rank) * rng.standard_normal((30, 40))
+            mean = np.zeros(40)
+            deviation = (full**2).sum(axis=1, keepdims=True)
+            writer.append(
+                "noise",
+                step=0,
+                full=full,
+                mean_full=mean,
+                squared_deviation=deviation,
+                mean_squared_norm=[1.0],
+            )
+    found = []
+    for rank in range(2):
+        trace = open_trace(path / f"workers/rank-00{rank}")
+        assert trace.identity == f"job.rank-00{rank}"
+        found.append(tracelab.analyze(trace, "noise_scale", out=out)["noise_scale"])
+    scales = [float(each["noise_scale"].values[0, 0]) for each in found]
+    assert scales[1] > 2 * scales[0]
+    for rank in range(2):
+        again = open_trace(path / f"workers/rank-00{rank}", results=out).results["noise_scale"]
+        assert float(again["noise_scale"].values[0, 0]) == scales[rank]
+
+
 def test_without_the_trace_of_the_whole(tmp_path):
     for rank in (1, 3):
         record(tmp_path / "a", rank=rank)
@@ -204,8 +235,9 @@ def test_a_trace_with_live_ranks_is_not_replaced(tmp_path):
         ({"rank": True}, "rank must be .* got True"),
         ({"rank": 4, "world_size": 4}, "rank must be .* below world_size=4, got 4"),
         ({"world_size": 0}, "world_size must be an integer of at least 1, got 0"),
-        ({"run": "a b"}, "run must be a text of letters, digits, .* got 'a b'"),
+        ({"run": "a b"}, "run must be a text of at most 100 letters, digits, .* got 'a b'"),
         ({"run": "../x"}, "run must be a text"),
+        ({"run": "x" * 101}, "run must be a text of at most 100 letters"),
     ],
 )
 def test_what_is_no_rank(tmp_path, options, words):
