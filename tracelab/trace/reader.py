@@ -15,6 +15,7 @@ from tracelab.trace import members, render, selection, shelves
 from tracelab.trace.datasets import dataset
 from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.ranks import Ranks, describe_ranks
+from tracelab.trace.remotefaults import RemoteError
 from tracelab.trace.results import Results
 from tracelab.trace.snapshot import Snapshot, take
 from tracelab.trace.stored import Stored, stored
@@ -339,14 +340,17 @@ def open(path: PathLike | Trace, results: PathLike | None = None) -> Trace:
             results = path._elsewhere.location.reopen
         return Trace(resolve(path._location.reopen), results)
     location = resolve(path)
-    if not location.exists():
-        raise UsageError(
-            f"there is no trace at {location.name}; record one with tracelab.attach or "
-            "tracelab.create"
-        )
     try:
         return Trace(location, results)
+    except RemoteError:
+        raise
     except TraceError:
+        # Asked only now: a trace in an object store opens with one request.
+        if not location.exists():
+            raise UsageError(
+                f"there is no trace at {location.name}; record one with tracelab.attach or "
+                "tracelab.create"
+            ) from None
         found = members.ranks(location)
         if found and not location.has("zarr.json"):
             raise UsageError(
