@@ -1,7 +1,7 @@
 """Reads the files of an array in a folder, without zarr-python: every checksum, no more than asked.
 
-Nothing is kept between calls, no thread or event loop is behind them, so they work after a fork
-and in any thread. One file descriptor serves a shard's index and its chunks: a shard that the
+Nothing is kept between calls, no thread or event loop outlives them, so they work after a fork and
+in any thread. One file descriptor serves a shard's index and its chunks: a shard that the
 recorder replaces meanwhile is seen as it was. Not memory maps: the process would be killed where a
 file ends before its map does.
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -56,7 +58,12 @@ MAX_ROWS = 2**9
 # A chunk of texts has no length of its own.
 TEXT_BYTES = 2**26
 
+# Beyond that, compressed chunks are worth more than one thread.
+THREADED_BYTES = 2**23
+MAX_THREADS = 4
+
 Cells: TypeAlias = tuple[Piece, ...]
+Pieces: TypeAlias = Sequence[Mapping[int, Sequence[Piece]]]
 
 
 class Bytes(Protocol):
@@ -177,13 +184,41 @@ class Shards:
         wanted = select(self.stored, selection)
         values = np.empty(wanted.shape, self.dtype)
         if values.size:
-            self._read(wanted.pieces, values)
+            self._read_all(wanted.pieces, values)
         return wanted.finish(values)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.asarray(self[...], dtype)
 
-    def _read(self, pieces: Sequence[Mapping[int, Sequence[Piece]]], values: Array) -> None:
+    def _read_all(self, pieces: Pieces, values: Array) -> None:
+        """Read, on several threads if there is much to decompress and no one else is at work.
+
+        Whoever reads in another thread than the main one has tasks for all processors already.
+        Only decompressing gains: copies and checksums are bound by memory.
+        """
+        counts = [sum(map(len, along.values())) for along in pieces]
+        much = math.prod(counts) * self.stored.chunk_bytes >= THREADED_BYTES
+        alone = threading.current_thread() is threading.main_thread()
+        threads = min(_processors(), MAX_THREADS, max(counts, default=1))
+        if not (self.stored.compressed and much and alone and threads > 1):
+            self._read(pieces, values)
+            return
+        axis = counts.index(max(counts))
+        flat = [(shard, piece) for shard, along in pieces[axis].items() for piece in along]
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = []
+            for number in range(threads):
+                some: dict[int, list[Piece]] = {}
+                for shard, piece in flat[
+                    number * len(flat) // threads : (number + 1) * len(flat) // threads
+                ]:
+                    some.setdefault(shard, []).append(piece)
+                part = (*pieces[:axis], some, *pieces[axis + 1 :])
+                jobs.append(pool.submit(self._read, part, values))
+            for job in jobs:
+                job.result()
+
+    def _read(self, pieces: Pieces, values: Array) -> None:
         where = " its folder"
         try:
             with Folder(self.folder, self.path) as folder:
@@ -200,6 +235,12 @@ class Shards:
                 f"{self.path} of {self.folder} is damaged:{where} {flaw}; "
                 f"all damage is listed by: tracelab verify {self.folder}"
             ) from None
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check(

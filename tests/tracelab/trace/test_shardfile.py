@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import re
 import struct
 import tempfile
 import threading
@@ -166,6 +167,27 @@ def test_large_chunks_are_read_straight_to_their_place(tmp_path, rows, compresso
     assert bits(stored[:, 2048:4096]) == bits(values[:, 2048:4096])
     assert bits(stored[::-1, 100:]) == bits(values[::-1, 100:])
     assert bits(stored[rows - 1]) == bits(values[rows - 1])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_several_threads_decompress(tmp_path, monkeypatch, axis):
+    monkeypatch.setattr("tracelab.trace.shardfile.THREADED_BYTES", 1)
+    monkeypatch.setattr("tracelab.trace.shardfile._processors", lambda: 3)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(7, 40) if axis else (40, 7))
+    by_zarr(tmp_path, values, chunk=(2, 3), shard=(6, 6), compressors=[BloscCodec(cname="lz4")])
+    stored = shards(tmp_path)
+    reads = []
+    reading = Shards._read
+    monkeypatch.setattr(
+        Shards, "_read", lambda self, *given: reads.append(1) or reading(self, *given)
+    )
+    assert bits(stored[...]) == bits(values)
+    assert bits(stored[1:, ::-2]) == bits(values[1:, ::-2])
+    assert len(reads) == 6
+    last = sorted(path for path in (tmp_path / PATH).iterdir() if path.name != "zarr.json")[-1]
+    last.unlink()
+    damaged(tmp_path, rf"shard {re.escape(last.name)} is missing")
 
 
 def test_a_scalar_array(tmp_path):
