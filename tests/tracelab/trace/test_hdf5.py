@@ -591,7 +591,7 @@ def test_every_checksum_is_checked(exported, tmp_path):
 
 @pytest.mark.slow
 @given(place=st.floats(0, 1), byte=st.integers(1, 255))
-@settings(FEW, max_examples=200)
+@settings(FEW, max_examples=100)
 def test_a_damaged_file_is_an_error_or_harmless(place, byte, exported, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flipped")
     content = bytearray(exported.read_bytes())
