@@ -8,10 +8,32 @@ from typing import Any
 from tracelab.errors import UsageError
 from tracelab.trace.resuming import Found
 
-__all__ = ["GENERATION", "attributes"]
+__all__ = ["GENERATION", "attributes", "check"]
 
 GENERATION = "generation"
 """How often rows that had been committed were changed or taken away; absent stands for 0."""
+
+
+def check(found: Found, given: Mapping[str, Any], compression: str) -> None:
+    """Compare what a trace says of itself with what is given now.
+
+    Raises
+    ------
+    UsageError
+        If the run, the seed or the compression is another one.
+    """
+    old = found.snapshot.attrs
+    for name in ("run", "seed"):
+        if name in given and name in old and given[name] != old[name]:
+            raise UsageError(
+                f"{found.location.name} was recorded with {name} {old[name]!r}, and now {name} is "
+                f"{given[name]!r}; leave it out or give the same, or record into another trace"
+            )
+    if compression not in ("auto", old.get("compression")):
+        raise UsageError(
+            f"{found.location.name} is recorded with compression={old.get('compression')!r}, and "
+            f"now it is {compression!r}; leave it out, or record into another trace"
+        )
 
 
 def attributes(
@@ -34,18 +56,8 @@ def attributes(
     step : int, optional
         Step at which training goes on.
 
-    Raises
-    ------
-    UsageError
-        If the run or the seed is another one.
     """
     old = found.snapshot.attrs
-    for name in ("run", "seed"):
-        if name in given and name in old and given[name] != old[name]:
-            raise UsageError(
-                f"{found.location.name} was recorded with {name} {old[name]!r}, and now {name} is "
-                f"{given[name]!r}; leave it out or give the same, or record into another trace"
-            )
     reasons = list(old.get("incomplete_reasons", []))
     ended = list(old.get("interruptions", []))
     entry: dict[str, Any] = {

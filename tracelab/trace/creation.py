@@ -18,7 +18,7 @@ from tracelab.contracts import NETWORK
 from tracelab.errors import UsageError
 from tracelab.trace import aside, continuation, documents, ranks, resuming, room
 from tracelab.trace import compression as compressions
-from tracelab.trace.guard import Guarded
+from tracelab.trace.guard import Guarded, take_over
 from tracelab.trace.leftovers import tidy
 from tracelab.trace.locations import PathLike, resolve
 from tracelab.trace.resuming import Found
@@ -80,8 +80,8 @@ def create(
         Class of the module that owns a layer. Default: ``"parameter"``.
     queue_bytes : int
         Rows pending in memory beyond which `Writer.append` blocks. Beside them the writer holds, of
-        each group, the rows of shards that are not full: as much again and at most 256 MiB (300
-        with `compression`); and at most 128 MiB on their way to the disk.
+        each group, the rows of shards that are not full: as much again, at most 256 MiB; and as
+        much again, at most 130 MiB, on their way to the disk.
     flush_seconds : float
         How long a row waits at most until it is committed.
     compression : {"auto", "none", "lz4"}
@@ -139,6 +139,7 @@ def create(
         if rank is not None:
             room.check_parent(parent)
         claim = room.claim(location, overwrite=overwrite, resume=resume is not False)
+        sink.locked = claim.lock is not None
         try:
             if rank is not None:
                 ranks.begin_workers(parent.sink())
@@ -146,7 +147,11 @@ def create(
             if claim.found:
                 found = resuming.find(location, step)
                 found.check_layers(shapes, owners)
-                attributes = _continued(found, said, fresh, compression, step)
+                continuation.check(found, said, compression)
+                if claim.lock is None and found.snapshot.attrs["state"] == "recording":
+                    take_over(location, sink)
+                    found = resuming.find(location, step)
+                attributes = _continued(found, said, fresh, step)
                 restored = found.restore()
             else:
                 attributes = {
@@ -221,17 +226,10 @@ def _continued(
     found: Found,
     said: Mapping[str, Any],
     fresh: Mapping[str, Any],
-    compression: str,
     step: int | None,
 ) -> dict[str, Any]:
     """Return the root attributes of a trace that goes on; rows that do not stay are aside then."""
     name = found.location.name
-    known = found.snapshot.attrs.get("compression")
-    if compression not in ("auto", known):
-        raise UsageError(
-            f"{name} is recorded with compression={known!r}, and now it is {compression!r}; leave "
-            "it out, or record into another trace"
-        )
     attributes = continuation.attributes(found, said, fresh, step=step)
     if step is not None:
         last = found.last_step("steps")
