@@ -6,6 +6,7 @@ zarr-python asks for each chunk by itself, and for the index each time.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -250,14 +251,23 @@ class _Fetched:
         self._starts = [start for start, _ in parts]
 
     def read_into(self, buffers: Sequence[Any], offset: int) -> None:
-        """Fill contiguous buffers from an offset on."""
-        number = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        start, part = self._parts[number] if number >= 0 else (0, b"")
-        position = offset - start
+        """Fill contiguous buffers from an offset on, also of parts that lie side by side."""
+        number = bisect.bisect_right(self._starts, offset) - 1
         for buffer in buffers:
             into = memoryview(buffer).cast("B")
-            content = part[position : position + len(into)]
-            if len(content) < len(into):
-                raise UnusableError("is cut off")
-            into[:] = content
-            position += len(into)
+            while into:
+                content = self._from(number, offset)[: len(into)]
+                if not content:
+                    number += 1
+                    content = self._from(number, offset)[: len(into)]
+                if not content:
+                    raise UnusableError("is cut off")
+                into[: len(content)] = content
+                into = into[len(content) :]
+                offset += len(content)
+
+    def _from(self, number: int, offset: int) -> memoryview:
+        """Return what of a part lies at an offset and behind it."""
+        if not 0 <= number < len(self._parts) or self._starts[number] > offset:
+            return memoryview(b"")
+        return memoryview(self._parts[number][1])[offset - self._starts[number] :]
