@@ -313,6 +313,49 @@ def test_parts_that_cannot_be_saved_stop_nothing(tmp_path, monkeypatch, caplog, 
     assert leftovers(path) == []
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """Give a folder of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full(small_disk, tmp_path):
+    """Of two results the first fits; the other does not, nor do its parts."""
+    path, filling = toys.write(small_disk / "run", range(3000)), small_disk / "filling"
+    free = shutil.disk_usage(small_disk).free
+    filling.write_bytes(bytes(free - 200_000))
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    command = ["analyze", path, "-a", "path", "-a", "toy"]
+    process = start(COMMAND, *command)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert errors.endswith(
+        f"Error: {path}: results cannot be written to {path}: No space left on device; what was "
+        "stored before is kept, and the same command goes on once it can be written\n"
+    )
+    trace = tracelab.open(path)
+    assert list(trace.results) == ["path"]
+    assert all(file.read_bytes() == content for file, content in before.items())
+    # What is left of the job are parts for the next one.
+    assert not [name for name in leftovers(path) if "result" in name.split("/")[3:]]
+    assert not [name for name in leftovers(path) if "partial" in name]
+    filling.unlink()
+    out, _ = finish(start(COMMAND, *command, "--json"))
+    states = [found["state"] for found in json.loads(out)[0]["results"]]
+    assert states == ["stored", "computed"]
+    assert leftovers(path) == []
+    same(trace.results["toy"], fresh(path, tmp_path))
+
+
 def test_a_full_disk_before_anything_is_computed(tmp_path, monkeypatch):
     path, log = toys.write(tmp_path / "run", range(3)), tmp_path / "log"
     monkeypatch.setenv("TOY_LOG", str(log))

@@ -294,3 +294,42 @@ def test_an_analysis_whose_numbers_cannot_be_stored_is_refused_at_once(
     with pytest.raises(tracelab.errors.UsageError, match="declares 'value' as 'complex64'"):
         tracelab.analyze(trace, "toy")
     assert computed() == 0
+
+
+def test_progress_is_of_what_must_be_computed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tracelab.cutting.BLOCK_BYTES", 1)
+    monkeypatch.setattr("tracelab.cutting.SHARED_BYTES", 1)
+    trace = tracelab.open(toys.write(tmp_path / "run", range(8)))
+    told = []
+    tracelab.analyze(trace, "toy", steps=slice(0, 6))
+    tracelab.analyze(trace, "toy", progress=lambda *given: told.append(given))
+    blocks = len(told)
+    assert told == [("toy", done, blocks) for done in range(1, blocks + 1)]
+    assert 1 < blocks <= 2 * N_LABELS
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), few=st.booleans())
+def test_what_is_missing_is_cut_into_blocks_that_hold_nothing_else(grid, data, few):
+    plan = planning.plan(toys.TOY, tracelab.open(grid), toys.TOY.resolve({}))
+    table = reuse.Table.empty(plan)
+    rows, columns = table.have.shape
+    bits = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
+    table.have[...] = np.reshape(bits, (rows, columns))
+    with pytest.MonkeyPatch.context() as patch:
+        if few:
+            patch.setattr(reuse, "MAX_BLOCKS", 1)
+        left = reuse.missing(table)
+    if left is None:
+        assert table.have.all()
+        return
+    covered = np.zeros((rows, columns), int)
+    for block in left.blocks:
+        inside = [plan.steps.index(step) for step in left.steps[block.first : block.last]]
+        covered[inside, block.left : block.right] += 1
+    assert (covered[~table.have] == 1).all()
+    if few:
+        assert len(left.blocks) <= 2 * len(plan.blocks)
+        assert covered.max() == 1
+    else:
+        assert (covered[table.have] == 0).all()
