@@ -12,6 +12,7 @@ import numpy as np
 
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
+from tracelab.trace import strictjson
 from tracelab.trace.layout import Layout
 from tracelab.trace.schema import BFLOAT16, BFLOAT16_NAN, array_attributes, stored_dtype
 from tracelab.typing import JSONValue
@@ -19,6 +20,10 @@ from tracelab.typing import JSONValue
 __all__ = ["array", "dump", "group", "layout", "plain", "root", "table"]
 
 Document = dict[str, Any]
+
+# A part of what `strictjson` takes for a whole document.
+GIVEN_BYTES = strictjson.MAX_BYTES // 4
+GIVEN_VALUES = strictjson.MAX_VALUES // 4
 
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC32C = {"name": "crc32c"}
@@ -126,8 +131,30 @@ def plain(value: Any, name: str) -> Any:
     Raises
     ------
     UsageError
-        If it holds something else than texts, numbers, lists and mappings.
+        If it holds something else than texts, numbers, lists and mappings, or more than the root
+        document of a trace has room for: every reader reads that before anything else.
     """
+    try:
+        found = _plain(value, name)
+        strictjson.check_free(found)
+        content = json.dumps(found)
+    except RecursionError:
+        raise UsageError(f"{name} is nested too deeply, or holds itself") from None
+    except ValueError as error:
+        if isinstance(error, UsageError):
+            raise
+        raise UsageError(f"{name} cannot be stored: {error}") from None
+    values = sum(map(content.count, ",{["))
+    if len(content) > GIVEN_BYTES or values > GIVEN_VALUES:
+        raise UsageError(
+            f"{name} takes {len(content):,} bytes and {values:,} values as JSON, at most "
+            f"{GIVEN_BYTES:,} and {GIVEN_VALUES:,} can be given; store it beside the trace and "
+            "give its name"
+        )
+    return found
+
+
+def _plain(value: Any, name: str) -> Any:
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -135,11 +162,11 @@ def plain(value: Any, name: str) -> Any:
             return value
         return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
     if isinstance(value, np.generic | np.ndarray):
-        return plain(value.tolist(), name)
+        return _plain(value.tolist(), name)
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item, name) for item in value]
+        return [_plain(item, name) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise UsageError(

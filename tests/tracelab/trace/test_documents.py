@@ -30,6 +30,33 @@ def test_what_json_cannot_say_is_named():
         documents.plain({"model": {"net": object()}}, "metadata")
 
 
+def nested(depth):
+    value = {"a": 1}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+CYCLE = {}
+CYCLE["again"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("x" * 2**21, r"metadata takes 2,097,154 bytes and 0 values as JSON, at most 1,048,576 an"),
+        (list(range(40_000)), r"metadata takes .* bytes and 40,000 values as JSON, at most .* 32,"),
+        (nested(40), "metadata cannot be stored: its attributes are nested more than 32 deep"),
+        (CYCLE, "metadata is nested too deeply, or holds itself"),
+        ("\ud800", "metadata cannot be stored: 'utf-8' codec can't encode"),
+        (10**5000, "metadata cannot be stored: Exceeds the limit"),
+    ],
+)
+def test_what_a_reader_would_refuse_is_refused(value, words):
+    with pytest.raises(UsageError, match=words):
+        documents.plain(value, "metadata")
+
+
 def test_the_root_document_consolidates_its_groups_as_zarr_python_does():
     members = {"a": documents.group({"kind": "x"})}
     inline = documents.root({}, members)["consolidated_metadata"]
