@@ -1,9 +1,9 @@
 """Reading parts of full gradients, against np.memmap of the same numbers: paired, medians.
 
 The page cache holds everything; each round reads another part, so the processor's caches do not.
-Base is a memory map that is kept: its pages are mapped already. One made anew for each read, as our
-reader opens its files anew, is shown beside it. In a process of its own: TensorStore must not be
-loaded where another benchmark forks.
+Base is a map that is made for each read, as our reader opens its files for each read; one that is
+kept, whose pages are mapped already, is shown beside it. In a process of its own: TensorStore must
+not be loaded where another benchmark forks.
 """
 
 import json
@@ -85,8 +85,8 @@ def ways(path: Path) -> dict[str, Read]:
     spec = {"driver": "file", "path": str(path / GROUP / "full")}
     by_ts = tensorstore.open({"driver": "zarr3", "kvstore": spec}, open=True, read=True).result()
     return {
-        "np.memmap": lambda part: np.array(kept[part]),
-        "opened anew": lambda part: np.array(np.memmap(raw, np.float32, "r", shape=shape)[part]),
+        "np.memmap": lambda part: np.array(np.memmap(raw, np.float32, "r", shape=shape)[part]),
+        "np.memmap, kept": lambda part: np.array(kept[part]),
         "the reader alone": lambda part: bare[part],
         "trace.gradients": lambda part: full[part].values,
         "TensorStore": lambda part: by_ts[part].read().result(),

@@ -11,9 +11,10 @@ import numpy as np
 from tracelab.errors import DamagedError, TracelabError
 from tracelab.trace.bfloat16 import decode
 from tracelab.trace.locations import Location
+from tracelab.trace.plainfiles import SUPPORTED
 from tracelab.trace.remoteshards import RemoteShards
 from tracelab.trace.schema import BFLOAT16
-from tracelab.trace.shardfile import Shards, readable
+from tracelab.trace.shardfile import Shards
 from tracelab.trace.shardform import form
 from tracelab.typing import Array
 
@@ -66,9 +67,10 @@ def open_array(location: Location, path: str, document: Mapping[str, Any]) -> Re
         It pickles where the location's store does. bfloat16 is read as float32, exactly.
     """
     found: Readable
-    if location.folder is not None and readable(document):
-        found = Shards.of(location.folder, path, document)
-    elif (known := form(document)) is not None:
+    known = form(document)
+    if known is not None and location.folder is not None and SUPPORTED:
+        found = Shards(str(location.folder), path, known)
+    elif known is not None:
         found = RemoteShards(location.store, location.name, path, known)
     else:
         found = _ByZarr(location.store, location.name, path, document)

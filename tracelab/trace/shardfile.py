@@ -22,15 +22,13 @@ import numpy as np
 from numcodecs import blosc  # type: ignore[import-untyped]
 
 from tracelab.errors import DamagedError
-from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
+from tracelab.trace.plainfiles import SUPPORTED, Folder, UnusableError
 from tracelab.trace.shardform import Form, Piece, form, select
 from tracelab.typing import Array, IntArray
 
 __all__ = [
     "Bytes",
-    "Flaw",
     "Shards",
-    "check",
     "chunk_name",
     "encoded_bytes",
     "entries",
@@ -81,22 +79,6 @@ class Bytes(Protocol):
         UnusableError
             If there are fewer bytes, or they cannot be read.
         """
-
-
-@dataclass(frozen=True, slots=True)
-class Flaw:
-    """What is wrong with a chunk, or with a whole shard.
-
-    Parameters
-    ----------
-    chunk : tuple of int or None
-        Position of the chunk among all chunks of the array; None for the whole shard.
-    reason : str
-        Words that follow its name: "has another checksum than its bytes".
-    """
-
-    chunk: tuple[int, ...] | None
-    reason: str
 
 
 def readable(document: Mapping[str, Any]) -> bool:
@@ -241,47 +223,6 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def check(
-    path: str | os.PathLike[str], document: Mapping[str, Any], shard: Sequence[int]
-) -> list[Flaw]:
-    """Return what of a shard's file cannot be read; nothing if all is well.
-
-    Parameters
-    ----------
-    path : path
-        The shard's file.
-    document : Mapping
-        The array's document in the root document.
-    shard : sequence of int
-        Position of the shard among the shards of the array.
-
-    Returns
-    -------
-    list of Flaw
-        Only of chunks that hold a part of the array; those of rows never committed do not count.
-
-    Raises
-    ------
-    ValueError
-        If the array is not `readable`.
-    """
-    stored = _form(os.fspath(path), document)
-    pieces = []
-    for number, size, whole, part in zip(
-        shard, stored.shape, stored.shard, stored.chunk, strict=True
-    ):
-        starts = range(number * whole, min(size, (number + 1) * whole), part)
-        # Each chunk is put at the same place: nobody looks at the values.
-        spans = [slice(0, min(part, size - start)) for start in starts]
-        pieces.append([Piece(cell, span, span) for cell, span in enumerate(spans)])
-    try:
-        with File.at(path) as file:
-            found = place(file, stored, pieces, np.empty(stored.chunk, stored.dtype))
-            return [Flaw(_position(stored, shard, cells), reason) for cells, reason in found]
-    except UnusableError as flaw:
-        return [Flaw(None, str(flaw))]
 
 
 def _form(path: str, document: Mapping[str, Any]) -> Form:

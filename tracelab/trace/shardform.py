@@ -12,7 +12,7 @@ import numpy as np
 
 from tracelab.typing import Array, IntArray
 
-__all__ = ["Form", "Piece", "Selected", "form", "select", "shard_files"]
+__all__ = ["Form", "Piece", "Selected", "form", "select"]
 
 Indexer: TypeAlias = slice | IntArray
 
@@ -136,17 +136,6 @@ def _fill(dtype: np.dtype[Any], value: Any) -> Array | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return np.asarray(value, dtype) if limits.min <= value <= limits.max else None
-
-
-def shard_files(document: Mapping[str, Any]) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Yield position and name of every file that a committed array must have.
-
-    Nothing is yielded for an array that is not stored as tracelab stores arrays.
-    """
-    stored = form(document)
-    if stored is not None:
-        for shard in stored.shards():
-            yield shard, stored.key(shard)
 
 
 class Piece(NamedTuple):

@@ -25,7 +25,6 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from tracelab.errors import DamagedError
 from tracelab.trace import plainfiles
 from tracelab.trace.shardfile import Shards, read, readable
-from tracelab.trace.shardform import shard_files
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 DTYPES += ["float32", "float64"]
@@ -504,9 +503,3 @@ def test_it_reads_after_a_fork_in_any_thread(folder):
     if not child:
         os._exit(0 if bits(stored[...]) == bits(VALUES) else 1)
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_files_that_an_array_must_have(folder):
-    assert list(shard_files(document(folder))) == [((0, 0), "c.0.0"), ((1, 0), "c.1.0")]
-    there = sorted(path.name for path in (folder / PATH).iterdir())
-    assert there == ["c.0.0", "c.1.0", "zarr.json"]
