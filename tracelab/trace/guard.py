@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from tracelab.errors import TraceError
 from tracelab.trace.locations import Location, Sink
+from tracelab.trace.remotefaults import RemoteError
 from tracelab.trace.shards import Part
 
 __all__ = ["NOTICE_SECONDS", "Guarded", "take_over"]
@@ -88,7 +89,7 @@ class Guarded:
 
     def _look(self) -> None:
         # What cannot be read now may well be written: the store says so itself if not.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RemoteError):
             content = self._location.read(ROOT, LIMIT)
             if content is None:
                 raise TraceError(f"{self._location.name} was removed while it was being recorded")

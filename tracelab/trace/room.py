@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import Enum, auto
 
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import exits
+from tracelab.trace.guard import NOTICE_SECONDS
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE, Lock, acquire
 from tracelab.trace.members import WORKERS, entries
@@ -70,12 +72,16 @@ def claim(location: Location, *, overwrite: bool, resume: bool) -> Claim:
             state = _State.OTHER
         _refuse(location, state, overwrite=overwrite, resume=resume)
         if state is _State.TORN or (state is _State.TRACE and overwrite):
+            # Where there is no lock, its writer may be alive: it notices that the trace is gone.
+            alive = not lock and location.shareable and _recording(location)
             with idle_ranks(location):
                 if lock:
                     lock.describe(clearing=True)
                 location.clear(keep=lock.path if lock else None)
                 if lock:
                     lock.describe()
+                if alive:
+                    time.sleep(NOTICE_SECONDS)
     except BaseException:
         if lock:
             lock.release()
