@@ -34,7 +34,8 @@ def test_a_second_run_computes_nothing(trace, no_kernels):
     no_kernels()
     said = []
     second = jobs.analyze(
-        tracelab.open(trace.location), announce=lambda name, how, counts: said.append((how, counts.computed))
+        tracelab.open(trace.location),
+        announce=lambda name, how, counts: said.append((how, counts.computed)),
     )
     assert set(said) == {("stored", 0)}
     for name, result in first.items():
