@@ -85,7 +85,7 @@ def check_task(location: Location, task: Task) -> Checked:
             return check(source, task.form, task.shard)
     except UnreadableError as error:
         kind = "permission" if isinstance(error, ForbiddenError) else "unreadable"
-        return Checked(0, Flaw(kind, f"it cannot be read: {error}"))
+        return Checked(0, Flaw(kind, str(error)))
 
 
 def check_objects(

@@ -42,17 +42,28 @@ class Draft:
     def put(self, key: str, parts: Iterable[Part]) -> None:
         """Store a file in place of what is there."""
         if self.folder is not None:
+            _clear_way(self.folder, key)
             put(self.folder / key, parts)
             self.written.append(key)
 
     def remove(self, key: str) -> None:
         """Remove a file or a folder with all that is in it."""
         if self.folder is not None:
+            _clear_way(self.folder, key)
             _remove(self.folder / key)
 
     def at(self, prefix: str) -> Draft:
         """Return the draft of a trace inside."""
         return Draft(None if self.folder is None else self.folder / prefix)
+
+
+def _clear_way(folder: Path, key: str) -> None:
+    """Remove files and links that are in the place of a folder on the way to a key."""
+    # Through a link, what is written or removed would be the damaged trace's, or anyone's.
+    for name in key.split("/")[:-1]:
+        folder = folder / name
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            folder.unlink()
 
 
 def put(path: Path, parts: Iterable[Part]) -> None:

@@ -114,7 +114,7 @@ def check(source: Source | None, form: Form, shard: Sequence[int]) -> Checked:
     try:
         return _shard(source, form, shard) if form.indexed else _plain(source)
     except UnreadableError as error:
-        return Checked(0, Flaw("unreadable", f"it cannot be read: {error}"))
+        return Checked(0, Flaw("unreadable", str(error)))
 
 
 def _plain(source: Source) -> Checked:
@@ -202,7 +202,7 @@ def _chunk(
         try:
             right = intact(source, offset, length)
         except UnreadableError as error:
-            return Flaw("unreadable", f"it cannot be read: {error}")
+            return Flaw("unreadable", str(error))
     return None if right else Flaw("checksum", "its checksum differs")
 
 

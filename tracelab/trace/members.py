@@ -39,11 +39,12 @@ _LISTED = 1000
 
 
 def entries(location: Location, prefix: str = "") -> list[str]:
-    """Return the names directly below a group, sorted."""
+    """Return the names directly below a group, sorted; links are left out."""
     if location.folder is None:
         return sorted(name.rstrip("/") for name in sync(_names(location, prefix)))
     try:
-        return sorted(entry.name for entry in (location.folder / prefix).iterdir())
+        inside = (location.folder / prefix).iterdir()
+        return sorted(entry.name for entry in inside if not entry.is_symlink())
     except OSError:
         return []
 
@@ -64,7 +65,7 @@ def document_at(location: Location, path: str) -> dict[str, Any] | str:
             content = np.empty(source.size, dtype=np.uint8)
             source.read(0, content)
     except UnreadableError as error:
-        return f"it cannot be read: {error}"
+        return str(error)
     try:
         found = json.loads(content.tobytes())
     except (ValueError, RecursionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -132,7 +133,8 @@ def repair(
         copy = None
         if draft.folder is not None:
             damaged = drafts.swap(folder, draft)
-            (damaged / lock.LOCK_FILE).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (damaged / lock.LOCK_FILE).unlink()
             copy = str(damaged)
     finally:
         if held is not None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +15,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from tracelab.trace.locations import Location
+from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
 from tracelab.trace.remotefaults import RemoteError
 
 __all__ = ["Bytes", "ForbiddenError", "Source", "UnreadableError", "names", "opened"]
@@ -25,12 +24,10 @@ Bytes = npt.NDArray[np.uint8]
 
 # An object up to this size comes in one request, and so in one version.
 _WHOLE = 128 * 2**20
-# Never waits for a pipe, and never follows a link out of the trace.
-_FLAGS = os.O_RDONLY | sum(getattr(os, f"O_{n}", 0) for n in ("CLOEXEC", "NOFOLLOW", "NONBLOCK"))
 
 
 class UnreadableError(Exception):
-    """An object is there and cannot be read, and why."""
+    """An object is there and cannot be read: a sentence about "it"."""
 
 
 class ForbiddenError(UnreadableError):
@@ -53,21 +50,15 @@ class Source(Protocol):
 
 
 class _File:
-    def __init__(self, descriptor: int, size: int) -> None:
-        self.size = size
-        self._descriptor = descriptor
+    def __init__(self, file: File) -> None:
+        self.size = file.size
+        self._file = file
 
     def read(self, offset: int, into: Bytes) -> None:
-        view = memoryview(into)  # type: ignore[arg-type]
-        while view:
-            try:
-                count = os.preadv(self._descriptor, [view], offset)
-            except OSError as error:
-                raise UnreadableError(str(error.strerror)) from None
-            if count == 0:
-                raise UnreadableError("it became shorter while it was read")
-            view = view[count:]
-            offset += count
+        try:
+            self._file.read_into([into], offset)
+        except UnusableError as error:
+            raise UnreadableError(f"it {error}") from None
 
 
 class _Memory:
@@ -88,7 +79,7 @@ class _Ranges:
     def read(self, offset: int, into: Bytes) -> None:
         content = _get(self._store, self._key, RangeByteRequest(offset, offset + into.size))
         if content is None or len(content) != into.size:
-            raise UnreadableError("it became shorter while it was read")
+            raise UnreadableError("it is cut off")
         into[:] = np.frombuffer(content, np.uint8)
 
 
@@ -100,7 +91,7 @@ def _get(store: Store, key: str, part: RangeByteRequest | None) -> bytes | None:
         raise
     except Exception as error:
         # Every store has errors of its own.
-        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+        raise UnreadableError(f"it cannot be read: {type(error).__name__}: {error}") from error
     return None if found is None else found.to_bytes()
 
 
@@ -125,17 +116,29 @@ def opened(location: Location, key: str, *, follow: bool = False) -> Iterator[So
     if location.folder is None:
         yield _object(location.store, key)
         return
-    descriptor = _descriptor(location.folder / key, follow=follow)
-    if descriptor is None:
+    file = _file(location.folder, key, follow=follow)
+    if file is None:
         yield None
         return
+    with file:
+        yield _File(file)
+
+
+def _file(folder: Path, key: str, *, follow: bool) -> File | None:
     try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableError("there is no plain file in its place")
-        yield _File(descriptor, status.st_size)
-    finally:
-        os.close(descriptor)
+        if follow:
+            return File.at((folder / key).resolve())
+        if not SUPPORTED:
+            return File.at(folder / key)
+        parent, _, name = key.rpartition("/")
+        with Folder(str(folder), parent or ".") as above:
+            return above.open(name)
+    except UnusableError as error:
+        if isinstance(error.__context__, FileNotFoundError):
+            return None
+        if isinstance(error.__context__, PermissionError):
+            raise ForbiddenError(f"it {error}") from None
+        raise UnreadableError(f"it {error}") from None
 
 
 def _object(store: Store, key: str) -> Source | None:
@@ -151,23 +154,8 @@ def _object(store: Store, key: str) -> Source | None:
     except RemoteError:
         raise
     except Exception as error:
-        raise UnreadableError(f"{type(error).__name__}: {error}") from error
+        raise UnreadableError(f"it cannot be read: {type(error).__name__}: {error}") from error
     return _Ranges(store, key, size)
-
-
-def _descriptor(path: Path, *, follow: bool) -> int | None:
-    try:
-        return os.open(path, _FLAGS & ~getattr(os, "O_NOFOLLOW", 0) if follow else _FLAGS)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-            raise
-        if error.errno == errno.ELOOP:
-            raise UnreadableError("there is a symbolic link in its place") from None
-        if isinstance(error, PermissionError):
-            raise ForbiddenError(str(error.strerror)) from None
-        raise UnreadableError(str(error.strerror)) from None
 
 
 def names(location: Location, prefix: str) -> list[str]:
@@ -175,6 +163,8 @@ def names(location: Location, prefix: str) -> list[str]:
     if location.folder is None:
         return sorted(sync(_listed(location.store, prefix)))
     top = location.folder / prefix
+    if top.is_symlink():
+        return []
     found: list[str] = []
     for parent, folders, files in os.walk(top):
         inside = os.path.relpath(parent, top).replace(os.sep, "/")

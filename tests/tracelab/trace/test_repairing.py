@@ -241,7 +241,7 @@ def test_an_index_that_is_cut_off_is_found_again(tmp_path):
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(bit=st.integers(0, 32808 * 8 - 1))
 def test_a_flipped_bit_in_the_steps_loses_nothing(written, tmp_path_factory, bit):
@@ -479,6 +479,58 @@ def test_a_link_to_a_good_shard_becomes_a_file(path, tmp_path):
     check_kept(path)
 
 
+@pytest.mark.parametrize("key", ["gradients", "gradients/full", "layers"])
+def test_a_link_to_a_good_folder_becomes_a_folder(path, tmp_path, key):
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    (path / key).rename(elsewhere)
+    (path / key).symlink_to(elsewhere)
+    before = damage.contents(elsewhere)
+    done = repair(path)
+    # Kinds and shapes of layers have no second place, and no checksum is trusted through a link.
+    assert {loss.group for loss in done.dropped} <= {"layers"}
+    assert damage.contents(elsewhere) == before
+    assert not (path / key).is_symlink()
+    assert verify(path).sound
+    check_kept(path)
+
+
+@pytest.mark.parametrize("key", ["gradients", "gradients/full", "layers", "layers/numel"])
+def test_a_file_in_the_place_of_a_folder(path, key):
+    shutil.rmtree(path / key)
+    (path / key).write_text("x")
+    repair(path)
+    assert verify(path).sound
+    found = check_kept(path, lost=("gradients/full", "gradients/projected"))
+    assert sum(rows.sizes["step"] for rows in found.values()) >= 120
+
+
+def test_a_missing_value_of_bfloat16_is_its_nan(tmp_path):
+    path = tmp_path / "a.zarr"
+    variables = (tracelab.contracts.Variable("v", ("step", "bin"), "1", "bfloat16", "halves"),)
+    with tracelab.create(path, {"w": (1,)}, compression="none") as writer:
+        writer.define("g", kind="own", variables=variables)
+        for step in range(5):
+            writer.append("g", step=step, v=np.full(100, step, np.float32))
+    damage.overwrite(path / "g/v/c.0.0", 30, b"damage" * 9)
+    mended(path)
+    assert np.isnan(tracelab.open(path).groups["g"]["v"].values.astype(np.float32)).all()
+
+
+def test_recording_goes_on_after_a_repair(path):
+    damage.flip(path / "gradients/full/c.2.0", 1000)
+    damage.overwrite(path / "counts/bins/c.1.0.0", 40, b"damage" * 9)
+    repair(path)
+    with tracelab.create(path, damage.LAYERS, resume=True, queue_bytes=2**18) as writer:
+        for number in range(40, 50):
+            for group, arrays in damage.row(10 * number).items():
+                writer.append(group, step=10 * number, **arrays)
+    assert verify(path).sound
+    rows = check_kept(path, lost=("gradients/full",))
+    assert [each.sizes["step"] for each in rows.values()] == [50, 42, 50, 50]
+    missing = np.isnan(rows["gradients"]["full"].values).all(axis=1)
+    assert np.flatnonzero(missing).tolist() == list(range(32, 40))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", damage.WAYS)
 def test_after_every_way_the_rest_is_kept(path, way):
@@ -646,7 +698,7 @@ def kill_everywhere(path, stride):
 
 def test_a_repair_that_is_killed_leaves_the_old_or_the_new_trace(tmp_path):
     path = damage.write(tmp_path / "runs/a.zarr")
-    states = kill_everywhere(path, stride=50)
+    states = kill_everywhere(path, stride=90)
     assert states["old"] >= 1
 
 
