@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import xarray as xr
 from dask.utils import parse_bytes
 
 from tracelab import memory
-from tracelab.cells import labelled, lost, place, run, unfilled
+from tracelab.cells import lost, run
 from tracelab.cluster import Finished, on_cluster
 from tracelab.errors import UsageError
 from tracelab.planning import Plan
 from tracelab.threads import unordered
 from tracelab.trace import Trace
 
-__all__ = ["Execution", "Finished", "compute", "stream"]
+__all__ = ["Execution", "Finished", "Progress", "stream"]
 
 # Of a worker process that has loaded all it needs and computes nothing.
 WORKER_BYTES = 300 * 2**20
@@ -120,18 +119,6 @@ def stream(
             yield each
             if progress is not None:
                 progress(done, len(plan.blocks))
-
-
-def compute(
-    plan: Plan, trace: Trace, execution: Execution, progress: Progress | None = None
-) -> tuple[xr.Dataset, tuple[str, ...]]:
-    """Return the whole result of a plan and the messages of the cells that failed; see `stream`."""
-    outputs = unfilled(plan, plan.whole)
-    messages: tuple[str, ...] = ()
-    for block, part, failures in stream(plan, trace, execution, progress):
-        place(outputs, part, plan, block, plan.whole)
-        messages += failures
-    return labelled(plan, outputs), messages
 
 
 def _on_threads(plan: Plan, trace: Trace, execution: Execution) -> Generator[Finished]:

@@ -2,17 +2,20 @@
 
 import inspect
 import pickle
+import tracemalloc
 
 import dask
 import numpy as np
 import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
+from plans import computed
 
 import tracelab
-from tracelab import cells, cutting, engine, planning, registry
+from tracelab import cells, cutting, engine, memory, planning, registry
 from tracelab.contracts import NETWORK
 from tracelab.errors import UsageError
+from tracelab.noise import MODES
 from tracelab.typing import Status
 
 ANALYSES = registry.analyses()
@@ -24,8 +27,7 @@ def plan(analysis, trace, **options):
 
 
 def compute(analysis, trace, execution=None, **options):
-    made = plan(analysis, trace, **options)
-    return engine.compute(made, trace, execution or engine.Execution())
+    return computed(plan(analysis, trace, **options), trace, execution)
 
 
 @every
@@ -114,6 +116,38 @@ def test_wrong_units_are_rejected(analysis, trace):
             array.attrs = {**array.attrs, "units": "furlong"}
     with pytest.raises(UsageError, match="and the trace holds it in 'furlong'"):
         plan(analysis, trace)
+
+
+@every
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_takes_no_more_memory_than_is_set_aside_for_it(analysis, mode):
+    """What Python and NumPy allocate; numba's own are a few rows."""
+    given = {"mode": mode} if "mode" in {p.name for p in analysis.parameters} else {}
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for needed in analysis.inputs:
+        sizes = {"step": 1, "layer": 1, "batch": 400, "series": 500}
+        if "step" not in analysis.cell:
+            sizes["step"] = 100_000
+        shape = [sizes[dim] for dim in needed.variable.dims]
+        dtype = np.dtype(needed.variable.dtype)
+        drawn = np.abs(rng.standard_normal(shape)) if shape else np.asarray(7)
+        # Coordinates such as steps increase.
+        inputs[needed.variable.name] = (
+            np.arange(drawn.size) if dtype.kind == "i" and shape else drawn
+        ).astype(dtype)
+    if "seed" in inspect.signature(analysis.kernel).parameters:
+        inputs["seed"] = np.zeros((1, 1), np.uint64)
+    size = sum(array.nbytes for array in inputs.values())
+    analysis.kernel(**inputs, **analysis.resolve(given))
+    tracemalloc.start()
+    try:
+        analysis.kernel(**inputs, **analysis.resolve(given))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # The input is in memory besides; a cell of few numbers is not what fills it.
+    assert size + peak < max(memory.PEAK * size, memory.READING_BYTES)
 
 
 @every

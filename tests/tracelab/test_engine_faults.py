@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from dask_processes import Processes
+from plans import together
 
 import tracelab
 from tracelab import cells, cluster, cutting, engine, planning
@@ -55,15 +56,6 @@ def plan_of(trace, tmp_path, fault="nothing"):
     return planning.plan(faulty.ANALYSIS, trace, parameters), folder
 
 
-def whole(plan, finished):
-    outputs = cells.unfilled(plan, plan.whole)
-    messages = []
-    for block, part, failures in finished:
-        cells.place(outputs, part, plan, block, plan.whole)
-        messages += failures
-    return cells.labelled(plan, outputs), messages
-
-
 @pytest.fixture
 def expected(trace, tmp_path):
     plan, _ = plan_of(trace, tmp_path)
@@ -79,7 +71,7 @@ def collect(plan, trace, execution):
 
     def run():
         try:
-            result["found"] = whole(plan, engine.stream(plan, trace, execution))
+            result["found"] = together(plan, engine.stream(plan, trace, execution))
         except Exception as error:
             result["error"] = error
 
@@ -159,7 +151,7 @@ def test_workers_that_never_come(processes, trace, tmp_path):
 def test_a_worker_out_of_memory_once(processes, trace, tmp_path, expected):
     processes.start_workers(4, nanny=True, memory="700MB")
     plan, folder = plan_of(trace, tmp_path, "memory once")
-    found, messages = whole(
+    found, messages = together(
         plan, engine.stream(plan, trace, engine.Execution(scheduler=processes.address))
     )
     assert not messages
@@ -170,7 +162,7 @@ def test_a_worker_out_of_memory_once(processes, trace, tmp_path, expected):
 def test_a_cell_that_always_runs_out_of_memory(processes, trace, tmp_path, expected):
     processes.start_workers(4, nanny=True, memory="700MB")
     plan, _ = plan_of(trace, tmp_path, "memory")
-    found, (message,) = whole(
+    found, (message,) = together(
         plan, engine.stream(plan, trace, engine.Execution(scheduler=processes.address))
     )
     assert message.startswith(f"step {faulty.MARKED_STEP}, fc.bias: the worker that computes it")
@@ -188,7 +180,7 @@ def test_two_clients_at_once(processes, trace, tmp_path, expected):
     thread, result = collect(held_plan, trace, execution)
     held(folder)
     # All of the second while the first is in the middle.
-    found, _ = whole(free_plan, engine.stream(free_plan, trace, execution))
+    found, _ = together(free_plan, engine.stream(free_plan, trace, execution))
     (folder / "go").touch()
     thread.join()
     xr.testing.assert_identical(found, expected)
