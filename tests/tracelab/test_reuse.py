@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import tracelab
 from tracelab import planning, registry, reuse
+from tracelab.celltable import Table
 from tracelab.errors import TraceError
-from tracelab.trace.unfinished import Cells
+from tracelab.trace.parts import Cells
 from tracelab.typing import Status
 
 N_LABELS = len(toys.LABELS)
@@ -236,7 +237,7 @@ def test_unreadable_cells_are_tried_again(tmp_path, computed):
     trace = tracelab.open(toys.write(tmp_path / "run", range(2)))
     analysis = toys.TOY
     plan = planning.plan(analysis, trace, analysis.resolve({}))
-    table = reuse.Table.empty(plan)
+    table = Table.empty(plan)
     status = np.array([Status.UNREADABLE, Status.FAILED, Status.OK, Status.NOT_CONVERGED], np.uint8)
     cells = Cells(
         np.zeros(4, np.int64),
@@ -255,7 +256,7 @@ def test_unreadable_cells_are_tried_again(tmp_path, computed):
 def test_cells_of_other_steps_and_layers_are_left_alone(tmp_path):
     trace = tracelab.open(toys.write(tmp_path / "run", [3, 5]))
     plan = planning.plan(toys.TOY, trace, toys.TOY.resolve({}))
-    table = reuse.Table.empty(plan)
+    table = Table.empty(plan)
     steps = np.array([0, 3, 4, 5, 6, 5])
     columns = np.array([0, 0, 0, 0, 0, 1])
     outputs = {
@@ -312,7 +313,7 @@ def test_progress_is_of_what_must_be_computed(tmp_path, monkeypatch):
 @given(data=st.data(), few=st.booleans())
 def test_what_is_missing_is_cut_into_blocks_that_hold_nothing_else(grid, data, few):
     plan = planning.plan(toys.TOY, tracelab.open(grid), toys.TOY.resolve({}))
-    table = reuse.Table.empty(plan)
+    table = Table.empty(plan)
     rows, columns = table.have.shape
     bits = data.draw(st.lists(st.booleans(), min_size=rows * columns, max_size=rows * columns))
     table.have[...] = np.reshape(bits, (rows, columns))

@@ -9,6 +9,7 @@ import xarray as xr
 
 from tracelab.errors import DamagedError, NotRecordedError
 from tracelab.trace import resultform, shelves, unfinished
+from tracelab.trace.parts import Cells
 from tracelab.trace.resultform import Entry
 from tracelab.trace.shelves import RESULTS, Shelf
 
@@ -98,7 +99,7 @@ class Results(Mapping[str, xr.Dataset]):
 
     def unfinished(
         self, kind: unfinished.Kind, wanted: Mapping[str, tuple[str, tuple[int, ...]]]
-    ) -> Iterator[unfinished.Cells]:
+    ) -> Iterator[Cells]:
         """Yield cells that jobs finished whose result is not stored; see `unfinished.parts`."""
         for place in self.places:
             yield from unfinished.parts(place, kind, wanted)

@@ -10,33 +10,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import google_crc32c
-import numpy as np
-
 from tracelab.trace import documents, objects
-from tracelab.trace.resultform import DTYPES_OF_RESULTS
-from tracelab.trace.shards import Part
+from tracelab.trace.parts import Cells, decode, encode
 from tracelab.trace.shelves import JOBS, Shelf, storing
-from tracelab.typing import Array, IntArray
 
-__all__ = ["PART_BYTES", "Cells", "Job", "Kind", "clean", "parts"]
+__all__ = ["PART_BYTES", "Job", "Kind", "clean", "parts"]
 
 logger = logging.getLogger(__name__)
 
 PART_BYTES = 2**26
 _LOCK = "lock"
-_MAGIC = b"tracelab part 1\n"
 _PART = re.compile(r"([0-9a-f]{20})\.v(\d{1,9})\.g(\d{1,9})\.(\d{1,9})")
 _JOB = re.compile(r"([A-Za-z0-9_.-]{1,100})-[0-9a-f]{12}")
 
@@ -61,33 +54,6 @@ class Kind:
     version: int
     generation: int
     basis: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cells:
-    """Finished cells, side by side.
-
-    Parameters
-    ----------
-    steps : ndarray of int64 or None, shape (cell,)
-        Step of each; None if cells have none.
-    layers : tuple of str
-        The layers there are.
-    columns : ndarray of int64, shape (cell,)
-        Index of each cell's layer among them.
-    outputs : mapping of str to ndarray, shape (cell, ...)
-        The numbers.
-    """
-
-    steps: IntArray | None
-    layers: tuple[str, ...]
-    columns: IntArray
-    outputs: Mapping[str, Array]
-
-    @property
-    def nbytes(self) -> int:
-        """Size in memory, about that of a part."""
-        return sum(values.nbytes for values in self.outputs.values()) + 16 * len(self.columns)
 
 
 class Job:
@@ -133,7 +99,7 @@ class Job:
         self._number += 1
         kind = self.kind
         name = f"{kind.basis}.v{kind.version}.g{kind.generation}.{self._number}"
-        objects.put(self.shelf.location, f"{self.path}/{name}", list(_encode(cells)))
+        objects.put(self.shelf.location, f"{self.path}/{name}", list(encode(cells)))
         return name
 
     def drop(self, part: str) -> None:
@@ -186,7 +152,7 @@ def parts(
             if content is None:
                 continue
             try:
-                yield _decode(content, wanted)
+                yield decode(content, wanted)
             except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 logger.debug("%s/%s cannot be used: %s", job, name, error)
 
@@ -258,7 +224,7 @@ def _of_no_use(
     if content is None:
         return dead
     try:
-        return holds(_decode(content, wanted))
+        return holds(decode(content, wanted))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return dead
 
@@ -362,71 +328,3 @@ def _hidden() -> bytes:
     inline = {"kind": "inline", "must_understand": False, "metadata": {}}
     group: dict[str, Any] = documents.group({**attributes})
     return documents.dump(group | {"consolidated_metadata": inline})
-
-
-# ------------------------------------------------------------------------------------------- parts
-
-
-def _encode(cells: Cells) -> Iterator[Part]:
-    arrays: dict[str, Array] = {".layer": cells.columns.astype(np.int64)}
-    if cells.steps is not None:
-        arrays[".step"] = cells.steps.astype(np.int64)
-    arrays |= cells.outputs
-    header = json.dumps(
-        {
-            "layers": cells.layers,
-            "arrays": [[name, each.dtype.name, each.shape] for name, each in arrays.items()],
-        }
-    ).encode()
-    pieces: list[Part] = [_MAGIC, len(header).to_bytes(8, "little"), header]
-    pieces += [
-        np.ascontiguousarray(each, each.dtype.newbyteorder("<")).tobytes()
-        for each in arrays.values()
-    ]
-    crc = 0
-    for piece in pieces:
-        crc = google_crc32c.extend(crc, bytes(piece))
-        yield piece
-    yield crc.to_bytes(4, "little")
-
-
-def _decode(content: bytes, wanted: Mapping[str, tuple[str, tuple[int, ...]]]) -> Cells:
-    start = len(_MAGIC) + 8
-    crc = int.from_bytes(content[-4:], "little")
-    if content[: len(_MAGIC)] != _MAGIC or google_crc32c.value(content[:-4]) != crc:
-        raise ValueError("it is no part, or its checksum differs")
-    place = start + int.from_bytes(content[len(_MAGIC) : start], "little")
-    header = json.loads(content[start:place])
-    arrays: dict[str, Array] = {}
-    for name, dtype, shape in header["arrays"]:
-        if dtype not in DTYPES_OF_RESULTS:
-            raise ValueError(f"{name!r} has the type {dtype!r}")
-        count = int(np.prod([int(size) for size in shape], dtype=object))
-        end = place + count * np.dtype(dtype).itemsize
-        if not place <= end <= len(content) - 4:
-            raise ValueError(f"{name!r} ends too early")
-        stored = np.frombuffer(content[place:end], np.dtype(dtype).newbyteorder("<"))
-        arrays[name] = stored.reshape(shape).astype(dtype)
-        place = end
-    columns, steps = arrays.pop(".layer"), arrays.pop(".step", None)
-    layers = tuple(map(str, header["layers"]))
-    _check_cells(columns, steps, layers, arrays, wanted)
-    return Cells(steps, layers, columns, arrays)
-
-
-def _check_cells(
-    columns: Array,
-    steps: Array | None,
-    layers: Sequence[str],
-    arrays: Mapping[str, Array],
-    wanted: Mapping[str, tuple[str, tuple[int, ...]]],
-) -> None:
-    count = len(columns)
-    for each in (columns, *([] if steps is None else [steps])):
-        if each.dtype != np.int64 or each.shape != (count,):
-            raise ValueError("its cells have no steps or layers")
-    if count and not (columns.min() >= 0 and columns.max() < len(layers)):
-        raise ValueError("a cell has a layer that is not there")
-    found = {name: (each.dtype.name, each.shape[1:]) for name, each in arrays.items()}
-    if found != dict(wanted) or any(len(each) != count for each in arrays.values()):
-        raise ValueError("it holds other outputs")

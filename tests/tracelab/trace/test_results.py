@@ -19,6 +19,8 @@ from tracelab import registry
 from tracelab.errors import DamagedError, NotRecordedError, TraceError, UsageError
 from tracelab.trace import objects, resultform, shelves
 from tracelab.trace.locations import resolve
+from tracelab.trace.parts import Cells
+from tracelab.trace.unfinished import Job, Kind
 
 
 @pytest.fixture(autouse=True)
@@ -73,9 +75,9 @@ def test_other_readers_see_the_same_numbers(path):
 
 def test_other_readers_see_no_jobs(path):
     """A job that runs: its folder is a group without members, and no reader warns."""
-    kind = tracelab.trace.unfinished.Kind("toy", 1, 0, "0" * 20)
-    with tracelab.trace.unfinished.Job(shelves.beside(resolve(path), "r"), kind) as job:
-        job.save(tracelab.trace.unfinished.Cells(None, ("a",), np.zeros(1, int), {}))
+    kind = Kind("toy", 1, 0, "0" * 20)
+    with Job(shelves.beside(resolve(path), "r"), kind) as job:
+        job.save(Cells(None, ("a",), np.zeros(1, int), {}))
         tree = xr.open_datatree(f"{path}/results", engine="zarr", consolidated=False)
         assert set(tree.children) == {"toy", "path", ".jobs"}
         assert not tree[".jobs"].children

@@ -3,13 +3,15 @@
 import json
 import os
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 
-from tracelab.trace import objects, shelves, unfinished
+from tracelab.trace import objects, parts, shelves, unfinished
 from tracelab.trace.locations import resolve
-from tracelab.trace.unfinished import Cells, Job, Kind
+from tracelab.trace.parts import Cells
+from tracelab.trace.unfinished import Job, Kind
 
 BASIS, OTHER = "a" * 20, "b" * 20
 KIND = Kind("toy", 2, 1, BASIS)
@@ -198,13 +200,13 @@ def forged(change):
     """Return a part with another header, and a right checksum."""
 
     def harm(content):
-        start = len(unfinished._MAGIC) + 8
+        start = len(parts._MAGIC) + 8
         end = start + int.from_bytes(content[start - 8 : start], "little")
         header = json.loads(content[start:end])
         change(header)
         text = json.dumps(header).encode()
-        body = unfinished._MAGIC + len(text).to_bytes(8, "little") + text + content[end:-4]
-        return body + unfinished.google_crc32c.value(body).to_bytes(4, "little")
+        body = parts._MAGIC + len(text).to_bytes(8, "little") + text + content[end:-4]
+        return body + google_crc32c.value(body).to_bytes(4, "little")
 
     return harm
 
