@@ -37,7 +37,7 @@ def count(proxy, method="GET", containing=""):
 
 
 def test_opening_reads_one_object(recorded, proxy):
-    assert count(proxy, containing="zarr.json") == len(proxy.requests) <= 2
+    assert count(proxy, containing="zarr.json") == len(proxy.requests) == 1
 
 
 def test_a_group_costs_its_labels_and_a_part_its_index_and_its_chunks(recorded, proxy):
