@@ -81,6 +81,7 @@ def _text(summary: Mapping[str, Any]) -> str:
                 }
             )
         )
+    blocks += [f"damaged: {words}" for words in summary["damage"]]
     width = max(map(len, summary["analyses"]), default=0)
     verdicts = [
         paragraph(f"{name:<{width}}  ", verdict["reason"] or "can be computed")

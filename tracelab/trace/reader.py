@@ -271,7 +271,7 @@ class Trace:
 
     def summary(self) -> dict[str, Any]:
         """Return what is in the trace, as JSON can hold it."""
-        found = render.summary(self._location, self._snapshot, self.groups, self.layers)
+        found = render.summary(self._location, self._snapshot, self.groups, lambda: self.layers)
         return {**found, "ranks": describe_ranks(self.ranks)}
 
     def close(self) -> None:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from tracelab.errors import DamagedError
 from tracelab.trace.locations import Location
 from tracelab.trace.snapshot import Group, Snapshot
+from tracelab.typing import Array
 
 __all__ = ["html", "summary", "text"]
 
 
 def summary(
-    location: Location, snapshot: Snapshot, groups: Mapping[str, xr.Dataset], layers: xr.Dataset
+    location: Location,
+    snapshot: Snapshot,
+    groups: Mapping[str, xr.Dataset],
+    layers: Callable[[], xr.Dataset],
 ) -> dict[str, Any]:
-    """Return everything about a trace that JSON can hold."""
+    """Return everything about a trace that JSON can hold; what cannot be read is in ``damage``."""
     attrs = snapshot.attrs
+    damage: list[str] = []
     described: dict[str, Any] = {
         "location": location.name,
         "run": attrs["run"],
@@ -33,21 +39,14 @@ def summary(
         "optimizer": attrs.get("optimizer"),
         "seed": attrs.get("seed"),
         "software": attrs.get("software", {}),
-        "layers": [
-            {
-                "name": str(layers["layer"].values[index]),
-                "kind": str(layers["kind"].values[index]),
-                "shape": str(layers["shape"].values[index]),
-                "numel": int(layers["numel"].values[index]),
-            }
-            for index in range(layers.sizes["layer"])
-        ],
+        "layers": _layers(layers, damage),
         "steps": {},
         "groups": {},
+        "damage": damage,
     }
-    for name, rows in groups.items():
+    for name in groups:
         group = snapshot.groups[name]
-        labels = rows["step"].values if "step" in rows.coords else np.empty(0, dtype=np.int64)
+        labels = _labels(groups, name, damage)
         described["steps"][name] = {
             "count": group.rows,
             "first": int(labels[0]) if labels.size else None,
@@ -61,6 +60,28 @@ def summary(
             "bytes": location.stored_bytes(name),
         }
     return described
+
+
+def _layers(load: Callable[[], xr.Dataset], damage: list[str]) -> list[dict[str, Any]]:
+    try:
+        layers = load()
+    except DamagedError as error:
+        damage.append(str(error))
+        return []
+    columns = {name: layers[name].values for name in ("layer", "kind", "shape", "numel")}
+    return [
+        {"name": str(name), "kind": str(kind), "shape": str(shape), "numel": int(numel)}
+        for name, kind, shape, numel in zip(*columns.values(), strict=True)
+    ]
+
+
+def _labels(groups: Mapping[str, xr.Dataset], name: str, damage: list[str]) -> Array:
+    try:
+        rows = groups[name]
+    except DamagedError as error:
+        damage.append(str(error))
+        return np.empty(0, dtype=np.int64)
+    return rows["step"].values if "step" in rows.coords else np.empty(0, dtype=np.int64)
 
 
 def _array(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +148,13 @@ def text(name: str, snapshot: Snapshot) -> str:
         f"    {group} ({kind}): {rows} rows, {size}: {arrays}"
         for group, kind, rows, size, arrays in table
     ]
-    return "\n".join(line if len(line) <= 120 else f"{line[:117]}..." for line in lines)
+    return "\n".join(_shown(line) for line in lines)
+
+
+def _shown(line: str) -> str:
+    # A trace from anywhere must not move the cursor, nor fill the screen.
+    safe = "".join(each if each.isprintable() else "?" for each in line[:121])
+    return safe if len(safe) <= 120 else f"{safe[:117]}..."
 
 
 def html(name: str, snapshot: Snapshot) -> str:

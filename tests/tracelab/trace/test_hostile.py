@@ -3,10 +3,13 @@
 import copy
 import json
 import os
+import zipfile
 
 import numpy as np
 import pytest
 import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
 from tracelab.errors import DamagedError, TraceError
 from tracelab.trace import create
@@ -253,3 +256,111 @@ def test_steps_that_do_not_increase(damaged):
     steps[:] = [2, 1, 0]
     with pytest.raises(TraceError, match="is damaged: its steps do not increase"):
         open_trace(damaged).groups["gradients"]
+
+
+# ----------------------------------------------------------------- damage is where it is, only
+
+
+@pytest.fixture(params=["folder", "memory", "zip"])
+def place(request, tmp_path):
+    """Something that damages an object of a trace, and then opens the trace."""
+    path = tmp_path / "a"
+    with create(path, LAYERS) as writer:
+        for step in range(3):
+            writer.append("steps", step=step, loss=1.0)
+            writer.append("gradients", step=step, full=np.arange(6), projected=np.ones((2, 3)))
+
+    def opened(damage):
+        damage(path)
+        if request.param == "folder":
+            return open_trace(path)
+        files = {
+            str(file.relative_to(path)): file.read_bytes()
+            for file in path.rglob("*")
+            if file.is_file()
+        }
+        if request.param == "zip":
+            with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+                for name, content in files.items():
+                    archive.writestr(name, content)
+            return open_trace(tmp_path / "a.zip")
+        buffer = default_buffer_prototype().buffer
+        return open_trace(MemoryStore({k: buffer.from_bytes(v) for k, v in files.items()}))
+
+    return opened
+
+
+DAMAGES = {
+    "flipped": lambda file: flip(file, 1),
+    "truncated": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "empty": lambda file: os.truncate(file, 0),
+    "missing": os.remove,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_only_what_is_damaged_raises(place, kind):
+    trace = place(lambda path: DAMAGES[kind](path / "gradients/full/c.0.0"))
+    assert trace.gradients["step"].values.tolist() == [0, 1, 2]
+    assert (trace.gradients["projected"].values == 1).all()
+    assert (trace.steps["loss"].values == 1).all()
+    assert trace.summary()["damage"] == []
+    for read in (lambda full: full.values, lambda full: full.compute(), lambda full: full[1, 2:3]):
+        with pytest.raises(DamagedError, match=r"^gradients/full of .* is damaged: shard c\.0\.0"):
+            np.asarray(read(trace.gradients["full"]))
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("labels", ["step", "layer"])
+def test_damaged_labels_cost_their_group(place, kind, labels):
+    trace = place(lambda path: DAMAGES[kind](path / f"gradients/{labels}/c.0"))
+    for _ in range(2):
+        with pytest.raises(
+            DamagedError, match=rf"^gradients/{labels} of .* is damaged: shard c\.0"
+        ):
+            trace.groups["gradients"]
+    assert (trace.steps["loss"].values == 1).all()
+    summary = trace.summary()
+    assert summary["groups"]["gradients"]["rows"] == 3
+    assert summary["steps"]["steps"] == {"count": 3, "first": 0, "last": 2}
+    assert summary["steps"]["gradients"] == {"count": 3, "first": None, "last": None}
+    assert [words.split(" of ")[0] for words in summary["damage"]] == [f"gradients/{labels}"]
+    assert "gradients" in repr(trace)
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_table_of_layers_costs_only_itself(place, kind):
+    trace = place(lambda path: DAMAGES[kind](path / "layers/numel/c.0"))
+    assert trace.gradients["full"].values.shape == (3, 6)
+    with pytest.raises(DamagedError, match=r"^layers/numel of .* is damaged"):
+        trace.layers  # noqa: B018
+    summary = trace.summary()
+    assert summary["layers"] == []
+    assert len(summary["damage"]) == 1
+
+
+@pytest.mark.parametrize("codec", [zarr.codecs.ZstdCodec(), zarr.codecs.GzipCodec()])
+def test_what_another_program_stored_is_read_and_its_damage_told(place, codec):
+    """Rows only: what labels are stored as is ours to read."""
+
+    def stored_anew(path):
+        values = zarr.open_array(path / "gradients/full", mode="r")[...]
+        chunks = {"name": "default", "separator": "."}
+        array = zarr.create_array(
+            path / "gradients/full",
+            data=values,
+            chunks=(2, 6),
+            compressors=codec,
+            chunk_key_encoding=chunks,
+            dimension_names=["step", "coordinate"],
+            overwrite=True,
+        )
+        document = json.loads((path / "zarr.json").read_bytes())
+        members(document)[FULL] = array.metadata.to_dict() | {"attributes": {}}
+        (path / "zarr.json").write_text(json.dumps(document, default=str))
+        os.remove(path / "gradients/full/c.1.0")
+
+    trace = place(stored_anew)
+    np.testing.assert_array_equal(trace.gradients["full"][:2].values, [np.arange(6)] * 2)
+    with pytest.raises(DamagedError, match=r"gradients/full/c\.1\.0 of .* is missing"):
+        trace.gradients["full"].values  # noqa: B018

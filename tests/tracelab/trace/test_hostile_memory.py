@@ -9,6 +9,7 @@ import zipfile
 
 import google_crc32c
 import numpy as np
+import pytest
 from numcodecs import blosc
 
 from tracelab.trace import create
@@ -234,6 +235,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 def test_each_is_refused_within_bounds(tmp_path):
     paths = []
     for number, (make, _) in enumerate(CASES.values()):
