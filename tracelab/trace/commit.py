@@ -17,7 +17,7 @@ import numpy as np
 from tracelab.contracts import Variable
 from tracelab.trace import bfloat16, documents
 from tracelab.trace.blocks import Block
-from tracelab.trace.layout import cut
+from tracelab.trace.layout import Layout, cut
 from tracelab.trace.locations import Sink
 from tracelab.trace.restored import RestoredGroup
 from tracelab.trace.rows import GroupRules
@@ -37,9 +37,9 @@ __all__ = ["TABLE_CHUNK", "Documents", "GroupStore", "store_layers", "store_tabl
 
 TABLE_CHUNK = 2**20
 
-# A group's memory is given to the arrays of its first row; an array that comes later gets at least
-# this part of it.
-_LATE_SHARE = 64
+# Every array gets at least this part of a group's memory, also one that comes when all is given
+# away; what takes no more is not counted, so that steps and norms do not halve a vector's shards.
+_SMALL_SHARE = 64
 
 Documents = dict[str, dict[str, Any]]
 
@@ -85,8 +85,7 @@ class GroupStore:
             for rows, count, plain in pieces:
                 builder.restore(rows, count, plain=plain)
             self._builders[name] = builder
-            row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-            self._free = max(0, self._free - layout.shard[0] * row_bytes)
+            self._reserve(layout, shape, dtype)
 
     def extend(self, block: Block) -> None:
         """Take rows; store the shards they fill."""
@@ -98,7 +97,7 @@ class GroupStore:
         new.sort(key=lambda name: columns[name].itemsize * math.prod(columns[name].shape[1:]))
         for place, name in enumerate(new):
             share = self._free // (len(new) - place)
-            self._begin(name, max(share, self._memory // _LATE_SHARE))
+            self._begin(name, max(share, self._memory // _SMALL_SHARE))
         for name, builder in self._builders.items():
             rows = columns.get(name)
             if rows is not None and name != STEP.name:
@@ -119,12 +118,16 @@ class GroupStore:
             compression=self._compression,
         )
         builder = ShardBuilder(layout, shape, dtype, fill_value(variable.dtype))
-        row_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        self._free = max(0, self._free - layout.shard[0] * row_bytes)
+        self._reserve(layout, shape, dtype)
         # An array that appears late was missing from all rows before.
         self._put_shards(name, builder.extend(None, self.rows))
         self._builders[name] = builder
         self._documents[name] = documents.array(variable, shape, layout)
+
+    def _reserve(self, layout: Layout, shape: tuple[int, ...], dtype: str) -> None:
+        nbytes = layout.shard[0] * math.prod(shape) * np.dtype(dtype).itemsize
+        if nbytes > self._memory // _SMALL_SHARE:
+            self._free = max(0, self._free - nbytes)
 
     def _put_shards(self, name: str, shards: Iterable[tuple[str, list[Part]]]) -> None:
         for key, parts in shards:

@@ -80,8 +80,8 @@ def create(
         Class of the module that owns a layer. Default: ``"parameter"``.
     queue_bytes : int
         Rows pending in memory beyond which `Writer.append` blocks. Beside them the writer holds, of
-        each group, the rows of shards that are not full: as much again, at most 256 MiB; and as
-        much again, at most 130 MiB, on their way to the disk.
+        each group, the rows of shards that are not full: as much again, at most 256 MiB and 4 MiB
+        for each array; and as much again, at most 130 MiB, on their way to the disk.
     flush_seconds : float
         How long a row waits at most until it is committed.
     compression : {"auto", "none", "lz4"}

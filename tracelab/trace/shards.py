@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import google_crc32c
@@ -41,6 +42,7 @@ _MISSING = np.iinfo(np.uint64).max
 _LZ4: Any = Blosc(cname="lz4", clevel=1, shuffle=BITSHUFFLE)
 _STORED: Any = Blosc(cname="lz4", clevel=0, shuffle=BITSHUFFLE)
 _BLOSC_HEADER = 16
+_CRC_BYTES = 4
 
 
 class ShardBuilder:
@@ -128,11 +130,41 @@ class ShardBuilder:
                 yield column.encode(self.rows // self._shard_rows)
 
 
+@dataclass(slots=True)
+class _Block:
+    """Chunks side by side: in slots of one length until they are compressed, then one by one.
+
+    Parameters
+    ----------
+    slots : structured ndarray, shape (chunk,)
+        The memory: for each chunk its values, with what is stored before and behind them.
+    lengths : ndarray of int, shape (chunk,)
+        Bytes of each chunk as stored, from the first on.
+    """
+
+    slots: Array
+    lengths: IntArray
+
+    def checksum(self) -> None:
+        raw = self.slots.view(np.uint8).reshape(len(self.slots), -1)
+        self.slots["crc"] = [google_crc32c.value(chunk[:-4]) for chunk in raw]
+
+    def compress(self) -> None:
+        # In place: a chunk never takes more than its slot, so the next is still whole.
+        memory, start = self.slots.view(np.uint8), 0
+        for number, values in enumerate(self.slots["values"]):
+            chunk = compressed(values)
+            crc = start + len(chunk)
+            memory[start:crc] = np.frombuffer(chunk, np.uint8)
+            start = crc + _CRC_BYTES
+            memory[crc:start] = np.frombuffer(_crc(chunk), np.uint8)
+            self.lengths[number] = len(chunk) + _CRC_BYTES
+
+
 class _Column:
     """The shards at one place of a row, by rows of chunks.
 
-    A row of chunks is a block, an array of one slot for each chunk, while its rows arrive and where
-    chunks are stored as they are; compressed chunks otherwise; None where all rows were missing.
+    A row of chunks is a block, None where all rows were missing.
     """
 
     def __init__(
@@ -142,7 +174,7 @@ class _Column:
         row_shape: tuple[int, ...],
         dtype: np.dtype[Any],
     ) -> None:
-        self._blocks: list[Array | list[Part] | None] = []
+        self._blocks: list[_Block | None] = []
         self._position = position
         per_shard = layout.chunks_per_shard
         self._index_shape = (per_shard[0], math.prod(per_shard[1:]))
@@ -166,7 +198,6 @@ class _Column:
                 self._places.append(place)
         self._compresses = layout.compression != "none"
         self._pinned = False
-        self._spare: Array | None = None
         slot: list[Any] = [("values", dtype, layout.chunk), ("crc", "<u4")]
         if self._compresses:
             slot.insert(0, ("header", "u1", _BLOSC_HEADER))
@@ -184,9 +215,8 @@ class _Column:
         if block is None:
             block = self._blocks[-1] = self._empty()
             if first:
-                block["values"][:, :first] = fill
-        assert isinstance(block, np.ndarray)
-        values = block["values"]
+                block.slots["values"][:, :first] = fill
+        values = block.slots["values"]
         if rows is None:
             values[:, first : first + count] = fill
             return
@@ -194,35 +224,29 @@ class _Column:
             place: Any = (cell, slice(first, first + count), *target)
             values[place] = rows[(slice(None), *source)]
 
-    def _empty(self) -> Array:
+    def _empty(self) -> _Block:
         # Zeros beyond the last row and the array's edge: equal rows make equal files.
-        block, self._spare = self._spare, None
-        if block is None:
-            block = np.zeros(len(self._cells), self._slot)
-        else:
-            block["values"] = 0
+        slots = np.zeros(len(self._cells), self._slot)
         if self._compresses:
-            block["header"] = self._header
-        return block
+            slots["header"] = self._header
+        return _Block(slots, np.full(len(slots), slots.itemsize))
 
     def complete(self) -> None:
         """Settle the bytes of a row of chunks that is full."""
         block = self._blocks[-1]
         pinned, self._pinned = self._pinned, False
-        if not isinstance(block, np.ndarray):
+        if block is None:
             return
-        if not self._compresses or pinned:
-            _checksum(block)
-            return
-        # Blosc works without the interpreter lock.
-        self._blocks[-1] = [checksummed(compressed(values)) for values in block["values"]]
-        self._spare = block
+        if self._compresses and not pinned:
+            block.compress()
+        else:
+            block.checksum()
 
     def pin(self) -> None:
         """Make the row of chunks that is not full ready to be stored, at its place for ever."""
         block = self._blocks[-1]
-        if isinstance(block, np.ndarray):
-            _checksum(block)
+        if block is not None:
+            block.checksum()
             self._pinned = True
 
     def encode(self, shard: int) -> Shard:
@@ -233,16 +257,10 @@ class _Column:
         for row, block in enumerate(self._blocks):
             if block is None:
                 continue
-            lengths: IntArray
-            if isinstance(block, np.ndarray):
-                lengths = np.full(len(block), block.itemsize)
-                parts.append(block.view(np.uint8).data)
-            else:
-                lengths = np.array([len(chunk) for chunk in block])
-                parts += block
-            ends = offset + np.cumsum(lengths)
-            index[row, self._places, 0] = ends - lengths
-            index[row, self._places, 1] = lengths
+            ends = offset + np.cumsum(block.lengths)
+            index[row, self._places, 0] = ends - block.lengths
+            index[row, self._places, 1] = block.lengths
+            parts.append(block.slots.view(np.uint8)[: ends[-1] - offset].data)
             offset = int(ends[-1])
         parts.append(checksummed(index.tobytes()))
         return ".".join(map(str, ("c", shard, *self._position))), parts
@@ -256,11 +274,6 @@ def compressed(values: Array) -> bytes:
     """Return an array's bytes bit-shuffled and with LZ4, as Zarr's ``blosc`` codec stores them."""
     encoded: bytes = _LZ4.encode(values)
     return encoded
-
-
-def _checksum(block: Array) -> None:
-    raw = block.view(np.uint8).reshape(len(block), -1)
-    block["crc"] = [google_crc32c.value(chunk[:-4]) for chunk in raw]
 
 
 def _crc(content: bytes) -> bytes:
