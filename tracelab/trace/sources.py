@@ -16,7 +16,7 @@ from zarr.core.sync import sync
 
 from tracelab.trace.locations import Location
 from tracelab.trace.plainfiles import SUPPORTED, File, Folder, UnusableError
-from tracelab.trace.remotefaults import RemoteError
+from tracelab.trace.remotefaults import DeniedError, RemoteError
 
 __all__ = ["Bytes", "ForbiddenError", "Source", "UnreadableError", "names", "opened"]
 
@@ -86,13 +86,19 @@ class _Ranges:
 def _get(store: Store, key: str, part: RangeByteRequest | None) -> bytes | None:
     try:
         found = sync(store.get(key, default_buffer_prototype(), part))
-    except RemoteError:
-        # A network that fails says nothing about the trace.
-        raise
+    except RemoteError as error:
+        raise _remote(error) from error
     except Exception as error:
         # Every store has errors of its own.
         raise UnreadableError(f"it cannot be read: {type(error).__name__}: {error}") from error
     return None if found is None else found.to_bytes()
+
+
+def _remote(error: RemoteError) -> Exception:
+    """Return the error of an object; that of a network says nothing about the object."""
+    return (
+        ForbiddenError(f"it cannot be read: {error}") if isinstance(error, DeniedError) else error
+    )
 
 
 @contextmanager
@@ -151,8 +157,8 @@ def _object(store: Store, key: str) -> Source | None:
         size = sync(store.getsize(key))
     except (FileNotFoundError, KeyError):
         return None
-    except RemoteError:
-        raise
+    except RemoteError as error:
+        raise _remote(error) from error
     except Exception as error:
         raise UnreadableError(f"it cannot be read: {type(error).__name__}: {error}") from error
     return _Ranges(store, key, size)
