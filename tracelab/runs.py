@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Runs", "open_runs"]
 
 logger = logging.getLogger(__name__)
+
+# Rows of a run that were recorded again, and what `repair` kept: no runs of their own.
+_COPY = re.compile(r"\.(?:superseded|damaged)-\d+\.zarr/?$")
 
 _THREADS = 16
 _FACTS = ("location", "id", "state", "created", "rows")
@@ -382,18 +386,22 @@ def _expand(path: str) -> list[str]:
         from fsspec.core import url_to_fs
 
         system, pattern = url_to_fs(path)
-        return sorted(system.unstrip_protocol(found) for found in system.glob(pattern))
+        return sorted(
+            system.unstrip_protocol(found)
+            for found in system.glob(pattern)
+            if not _COPY.search(found)
+        )
     if "://" in path:
         return [path]
     expanded = os.path.expanduser(path)
     if glob.has_magic(expanded) and not os.path.exists(expanded):
         found = sorted(glob.glob(expanded, recursive=True))
-        return [each for each in found if _is_trace(each)]
+        return [each for each in found if _is_trace(each) and not _COPY.search(each)]
     if os.path.isdir(expanded) and not os.path.exists(os.path.join(expanded, "zarr.json")):
         return [
             each.path
             for each in sorted(os.scandir(expanded), key=lambda each: each.name)
-            if _is_trace(each.path)
+            if _is_trace(each.path) and not _COPY.search(each.path)
         ]
     return [expanded]
 

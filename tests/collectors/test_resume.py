@@ -200,6 +200,7 @@ def test_without_a_trace_it_begins(data, tmp_path: Path) -> None:
     assert trace.groups["start"]["step"].values.tolist() == [50]
 
 
+@pytest.mark.slow
 def test_from_step_zero_the_start_is_a_new_one(data, tmp_path: Path) -> None:
     training = Training(data)
     with training.attach(tmp_path / "a") as session:
@@ -228,6 +229,7 @@ def test_the_weights_at_the_start_are_kept_where_they_are_needed(data, tmp_path:
     assert "start" not in tracelab.open(tmp_path / "b").groups
 
 
+@pytest.mark.slow
 def test_double_precision_goes_on_exactly(data, tmp_path: Path) -> None:
     training = Training(data)
     training.net.double()
@@ -285,6 +287,7 @@ def test_what_does_not_agree(data, whole: Path, options, words) -> None:
     assert not training.optimizer._optimizer_step_pre_hooks
 
 
+@pytest.mark.slow
 def test_distances_need_the_weights_at_the_start(data, tmp_path: Path) -> None:
     training = Training(data)
     with training.attach(tmp_path / "a", collectors=[Gradients()]) as session:
@@ -298,6 +301,7 @@ def test_distances_need_the_weights_at_the_start(data, tmp_path: Path) -> None:
         training.train(session, 1)
 
 
+@pytest.mark.slow
 def test_another_collector_may_join(data, tmp_path: Path) -> None:
     training = Training(data)
     with training.attach(tmp_path / "a") as session:
@@ -310,6 +314,7 @@ def test_another_collector_may_join(data, tmp_path: Path) -> None:
     assert trace.gradients["step"].values.tolist() == list(range(8))
 
 
+@pytest.mark.slow
 def test_ranks_of_a_job(data, tmp_path: Path) -> None:
     for rank in range(2):
         training = Training(data)

@@ -47,6 +47,17 @@ def test_a_pattern_a_folder_and_a_list_are_the_same(folder, runs):
         assert [trace.run for trace in found.values()] == [each.run for each in runs.values()]
 
 
+def test_what_a_resumption_moved_aside_is_no_run(tmp_path):
+    for step in (5, 3):
+        with tracelab.create(tmp_path / "a.zarr", {"w": (2,)}, resume=step) as writer:
+            for each in range(step, 8):
+                writer.append("steps", step=each, loss=1.0)
+    for given in (tmp_path / "*.zarr", tmp_path):
+        assert list(tracelab.open_runs(given)) == ["a"]
+    # Named, it is opened.
+    assert list(tracelab.open_runs(tmp_path / "a.superseded-1.zarr")) == ["a.superseded-1"]
+
+
 def test_the_frame_has_a_row_a_run(folder, runs):
     frame = runs.frame
     assert list(frame.index) == ["a", "b", "c"]

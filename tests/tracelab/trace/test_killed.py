@@ -153,6 +153,7 @@ print(killed)
 """
 
 
+@pytest.mark.slow
 def test_killed_while_rows_are_set_aside_none_is_lost(tmp_path):
     path = tmp_path / "run.zarr"
     run("record(sys.argv[1])", path)
@@ -199,6 +200,7 @@ for last in (100, 200, 300):
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, whole):
     path = tmp_path / "run.zarr"
     run(BACKWARDS, path)

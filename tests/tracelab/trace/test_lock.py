@@ -15,7 +15,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import create, lock
+from tracelab.trace import create, guard, lock
 from tracelab.trace import open as open_trace
 from tracelab.trace.lock import LOCK_FILE, acquire
 
@@ -52,7 +52,7 @@ def holder(tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}, {"resume": 0}])
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"resume": True}])
 def test_a_second_writer_is_refused_while_the_first_lives(tmp_path, holder, options):
     words = rf"a is being recorded by process {holder.pid} on {socket.gethostname()}; wait until"
     with pytest.raises(UsageError, match=words):
@@ -79,6 +79,7 @@ def test_the_lock_disturbs_nobody(tmp_path, holder):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.slow
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     """As a worker of a DataLoader that outlives the training process it belongs to."""
     code = """
@@ -185,8 +186,14 @@ def test_killed_while_it_removed_a_trace(tmp_path):
 # -------------------------------------------------------------------- where nothing can be locked
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Who takes over does not wait: the one before looks before it stores anything."""
+    monkeypatch.setattr(guard, "NOTICE_SECONDS", 0)
+
+
 @pytest.mark.parametrize("make", [MemoryStore, None])
-def test_without_locks_the_first_writer_stops_when_another_takes_over(tmp_path, make):
+def test_without_locks_the_first_writer_stops_when_another_takes_over(tmp_path, at_once, make):
     store = make() if make else WrapperStore(LocalStore(tmp_path / "a"))
     first = create(store, LAYERS, flush_seconds=3600)
     first.append("steps", step=0, loss=1.0)
@@ -218,7 +225,7 @@ def test_a_trace_that_is_removed_while_it_is_recorded(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, number):
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog, at_once, number):
     def unsupported(*_):
         raise OSError(number, "no locks here")
 

@@ -17,6 +17,7 @@ from tracelab.contracts import Variable
 from tracelab.errors import DamagedError, TraceError, UsageError
 from tracelab.trace import aside, create, exits
 from tracelab.trace import open as open_trace
+from tracelab.trace.verification import verify
 
 LAYERS = {"fc.weight": (8, 16), "fc.bias": (8,)}
 NUMEL = 136
@@ -76,6 +77,7 @@ def same_rows(path, other):
     for name, group in second.groups.items():
         assert group.attrs["complete"]
         assert first.groups[name].load().identical(group.load()), name
+    assert verify(path).sound
 
 
 def files(path):
@@ -89,7 +91,7 @@ def files(path):
 # ------------------------------------------------------------------------ after the last row
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=5)
 @given(cuts=st.lists(st.integers(1, 400), max_size=3).map(sorted), flushed=st.booleans())
 def test_the_files_are_those_of_a_trace_without_a_break(whole, tmp_path_factory, cuts, flushed):
     path = tmp_path_factory.mktemp("cut") / "run.zarr"
@@ -402,6 +404,7 @@ def test_rows_behind_a_checkpoint_are_moved_not_lost(whole, tmp_path, caplog):
         assert group.attrs == rows.attrs
 
 
+@pytest.mark.slow
 def test_each_time_has_a_place_of_its_own(tmp_path):
     path = record(tmp_path / "run.zarr", last=30)
     other = record(tmp_path / "run.superseded-2.zarr", last=1)
@@ -430,6 +433,7 @@ def test_with_nothing_behind_it_a_step_changes_nothing(tmp_path, caplog):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_from_the_beginning_everything_is_moved(whole, tmp_path):
     path = record(tmp_path / "run.zarr", last=33)
     record(path, resume=0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import create
+from tracelab.trace import create, guard
 from tracelab.trace import open as open_trace
 from tracelab.trace.verification import verify
 
@@ -30,6 +30,7 @@ def check(url, steps):
     return trace
 
 
+@pytest.mark.slow
 def test_a_trace_goes_on(bucket):
     record(bucket.url(), 0, 40)
     record(bucket.url(), 40, 70)
@@ -40,7 +41,8 @@ def test_a_trace_goes_on(bucket):
     check(bucket.url("run.superseded-1.zarr"), range(50, 70))
 
 
-def test_who_is_taken_over_stops(bucket):
+def test_who_is_taken_over_stops(bucket, monkeypatch):
+    monkeypatch.setattr(guard, "NOTICE_SECONDS", 0)
     first = create(bucket.url(), LAYERS, flush_seconds=3600)
     append(first, 0, 10)
     first.flush()
@@ -51,6 +53,7 @@ def test_who_is_taken_over_stops(bucket):
     check(bucket.url(), range(20))
 
 
+@pytest.mark.slow
 def test_ranks(bucket):
     for rank in range(2):
         record(bucket.url(), 0, 3 + rank, rank=rank, run="job")
