@@ -49,7 +49,7 @@ def odd_values(rng, dtype, shape):
 NOISE_LAYERS = ("fc.bias", "слой 重み/β")
 MEASUREMENTS = [
     Variable(f"of_{dtype}", ("step", "probe", "k"), "1", dtype, f"values of {dtype}")
-    for dtype in DTYPES
+    for dtype in (*DTYPES, "bfloat16")
 ]
 
 
@@ -84,6 +84,8 @@ def rows():
         yield "weights", step, {"norm": odd_values(rng, "float64", 3), "distance": [1, 2, 3]}
     for step in range(300):
         row = {f"of_{dtype}": odd_values(rng, dtype, (2, 3)) for dtype in DTYPES}
+        # Numbers that bfloat16 has, so that what is stored is their upper half.
+        row["of_bfloat16"] = (rng.integers(-128, 128, (2, 3)) / 64).astype(np.float32)
         yield "every_dtype", step, row
     for step in range(3000):
         yield "long", step, {"norm": np.full(3, step / 7)}
@@ -161,12 +163,14 @@ def expected():
             if step in values:
                 column[row] = values[step]
         found[path] = column
+    upper = found["every_dtype/of_bfloat16"].view(np.uint32) >> 16
+    found["every_dtype/of_bfloat16"] = upper.astype(np.uint16)
     return found
 
 
 def _dtype(group, name):
     if group == "every_dtype":
-        return name.removeprefix("of_")
+        return "float32" if name == "of_bfloat16" else name.removeprefix("of_")
     if name == "applied":
         return "bool"
     wide = group in ("steps", "weights", "long") or "loss" in name

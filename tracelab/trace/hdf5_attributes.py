@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from tracelab.errors import TraceError
-from tracelab.trace import documents
+from tracelab.trace import documents, strictjson
 
 __all__ = ["DTYPE", "VERSION", "read", "refusing", "write"]
 
@@ -36,7 +36,7 @@ _RESERVED = frozenset((JSON, OTHERS, DTYPE, VERSION, *_HDF5, "_FillValue"))
 
 LONGEST_NAME = 255
 MAX_ATTRIBUTES = 10_000
-MAX_ATTRIBUTE_BYTES = 2**26
+MAX_ATTRIBUTE_BYTES = strictjson.MAX_BYTES
 
 _CLASSES = frozenset((h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM))
 
@@ -167,19 +167,19 @@ def _plain(value: Any, described: str) -> Any:
         return [_plain(item, described) for item in value.tolist()]
     if isinstance(value, bytes):
         value = value.decode("utf-8", "surrogateescape")
-    # This is how h5py gives bytes that are not UTF-8.
-    if isinstance(value, str) and not _is_text(value):
-        raise TraceError(f"{described} is no text in UTF-8")
+    if isinstance(value, str):
+        # This is how h5py gives bytes that are not UTF-8.
+        if not _is_text(value):
+            raise TraceError(f"{described} is no text in UTF-8")
+        return value
     return documents.plain(value, described)
 
 
 def _parsed(text: Any, wanted: type, described: str) -> Any:
-    wrong = TraceError(f"{described} is not the JSON it should be")
     try:
-        # JSON proper has no NaN; Python's reader would make one.
-        value = json.loads(text, parse_constant=lambda name: documents.plain(float(name), name))
-    except (TypeError, ValueError, RecursionError):
-        raise wrong from None
+        value = strictjson.parse(text.encode())
+    except (AttributeError, ValueError) as error:
+        raise TraceError(f"{described} is not the JSON it should be: {error}") from None
     if not isinstance(value, wanted):
-        raise wrong
+        raise TraceError(f"{described} is not the JSON it should be")
     return value

@@ -12,11 +12,11 @@ import xarray as xr
 
 from tracelab.errors import DamagedError, NotRecordedError, TraceError
 from tracelab.trace import selection
+from tracelab.trace.arrays import Readable, open_array
 from tracelab.trace.members import ranks
 from tracelab.trace.reader import Trace
 from tracelab.trace.resultform import Entry, load
 from tracelab.trace.results import RESULTS, Results
-from tracelab.trace.stored import stored
 from tracelab.typing import Array
 
 __all__ = ["Part", "parts"]
@@ -81,7 +81,7 @@ def parts(trace: Trace, groups: Sequence[str] | None, prefix: str = "") -> Itera
     for name, group in known.items():
         if groups is None or name in groups or name == "layers":
             arrays = {
-                array: (document, stored(trace._location, name, array, document))
+                array: (document, _as_stored(trace, f"{name}/{array}", document))
                 for array, document in group.arrays.items()
             }
             yield Part(prefix + name, group.attrs, arrays)
@@ -89,6 +89,11 @@ def parts(trace: Trace, groups: Sequence[str] | None, prefix: str = "") -> Itera
         yield from _results(trace, prefix)
         for path in ranks(trace._location).values():
             yield from parts(Trace(trace._location.at(path)), None, f"{prefix}{path}/")
+
+
+def _as_stored(trace: Trace, path: str, document: Mapping[str, Any]) -> Readable:
+    # Without its attributes nobody takes the bits of bfloat16 for anything but integers.
+    return open_array(trace._location, path, {**document, "attributes": {}})
 
 
 def _results(trace: Trace, prefix: str) -> Iterator[Part]:

@@ -17,6 +17,7 @@ from tracelab.errors import TraceError
 from tracelab.trace import documents, resultform
 from tracelab.trace.commit import TABLE_CHUNK, store_table
 from tracelab.trace.hdf5_reading import FoundArray, FoundGroup, FoundTrace
+from tracelab.trace.hdf5_writing import BLOCK_BYTES
 from tracelab.trace.layout import COMPRESSIONS, SHARD_BYTES, Layout, cut
 from tracelab.trace.locations import Location, Sink, resolve
 from tracelab.trace.ranks import begin_workers
@@ -25,8 +26,6 @@ from tracelab.trace.shards import ShardBuilder
 from tracelab.trace.snapshot import ROOT, take
 
 __all__ = ["Planned", "nbytes", "plan", "store"]
-
-BLOCK_BYTES = 16 * 2**20
 
 Advance = Callable[[str, int], None]
 

@@ -16,7 +16,7 @@ from tracelab.typing import Array
 
 __all__ = ["BLOCK_BYTES", "Arrays", "blocks", "write_group", "write_version"]
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 """Values that are held in memory at once."""
 
 LARGEST_CHUNK = 4 * 2**20
@@ -141,7 +141,7 @@ def _chunk(shape: Sequence[int], wanted: Sequence[int], itemsize: int) -> tuple[
 def blocks(
     shape: Sequence[int], chunk: Sequence[int], itemsize: int
 ) -> Iterator[tuple[slice, ...]]:
-    """Yield selections that cover an array, each of whole chunks and of at most 32 MiB.
+    """Yield selections that cover an array, each of whole chunks and of at most 16 MiB.
 
     Parameters
     ----------

@@ -352,7 +352,7 @@ def test_blocks_cover_an_array_once(shape, itemsize):
     for block in hdf5_writing.blocks(shape, chunk, itemsize):
         sizes = [part.stop - part.start for part in block]
         assert all(part.start % size == 0 for part, size in zip(block, chunk, strict=True))
-        assert np.prod(sizes) * itemsize <= max(32 * 2**20, np.prod(chunk) * itemsize)
+        assert np.prod(sizes) * itemsize <= max(hdf5_writing.BLOCK_BYTES, np.prod(chunk) * itemsize)
         corners.add(tuple(part.start for part in block))
         covered += int(np.prod(sizes))
     assert covered == int(np.prod(shape))
