@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from zarr.core.sync import sync
 
 from tracelab.errors import DamagedError
 from tracelab.trace import objects, resultform
 from tracelab.trace.damage import Damage, Labels, describe
+from tracelab.trace.inside import RESULTS, WORKERS, entries
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE
 from tracelab.trace.shardform import form
@@ -21,36 +20,15 @@ from tracelab.trace.snapshot import MAX_DOCUMENT_BYTES, ROOT, Group, Snapshot
 from tracelab.trace.sources import UnreadableError, names, opened
 
 __all__ = [
-    "RESULTS",
-    "WORKERS",
     "check_documents",
     "check_results",
     "document_at",
-    "entries",
     "leftovers",
     "of_group",
-    "ranks",
     "result_paths",
 ]
 
-RESULTS, WORKERS = "results", "workers"
-_RANK = re.compile(r"rank-([0-9]{3,9})")
 _LISTED = 1000
-
-
-def entries(location: Location, prefix: str = "") -> list[str]:
-    """Return the names directly below a group, sorted; links are left out."""
-    if location.folder is None:
-        return sorted(name.rstrip("/") for name in sync(_names(location, prefix)))
-    try:
-        inside = (location.folder / prefix).iterdir()
-        return sorted(entry.name for entry in inside if not entry.is_symlink())
-    except OSError:
-        return []
-
-
-async def _names(location: Location, prefix: str) -> list[str]:
-    return [name async for name in location.store.list_dir(prefix)]
 
 
 def document_at(location: Location, path: str) -> dict[str, Any] | str:
@@ -168,20 +146,6 @@ def _unreadable(location: Location, path: str) -> str | None:
     except (ValueError, DamagedError) as error:
         return f"it cannot be read: {error}"
     return None
-
-
-def ranks(location: Location) -> dict[int, str]:
-    """Return the path of the trace of each rank."""
-    found = {}
-    for name in entries(location, WORKERS):
-        match = _RANK.fullmatch(name)
-        path = f"{WORKERS}/{name}"
-        # A rank that has written nothing yet has no trace.
-        if match is not None and any(
-            location.has(f"{path}/{key}") for key in (ROOT, f"layers/{ROOT}")
-        ):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
 
 
 def leftovers(location: Location, snapshot: Snapshot) -> tuple[str, ...]:

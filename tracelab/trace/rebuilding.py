@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tracelab.trace import documents
+from tracelab.trace.inside import RESULTS, WORKERS, entries
 from tracelab.trace.locations import Location
-from tracelab.trace.members import RESULTS, WORKERS, document_at, entries, result_paths
+from tracelab.trace.members import document_at, result_paths
 from tracelab.trace.schema import FORMAT, FORMAT_VERSION, KINDS, NAME
 from tracelab.trace.snapshot import (
     MAX_DOCUMENT_BYTES,

@@ -13,10 +13,12 @@ from tracelab.errors import TraceError, UsageError
 from tracelab.trace import drafts, lock
 from tracelab.trace.checking import Progress, check_objects
 from tracelab.trace.drafts import Draft
+from tracelab.trace.inside import WORKERS
 from tracelab.trace.labels import check_labels, labels_of
 from tracelab.trace.locations import Location, PathLike, resolve
-from tracelab.trace.members import WORKERS, check_documents
-from tracelab.trace.mending import Loss, Mended, mend
+from tracelab.trace.losses import Loss, Mended
+from tracelab.trace.members import check_documents
+from tracelab.trace.mending import mend
 from tracelab.trace.snapshot import is_trace, take
 from tracelab.trace.verification import WORKERS as THREADS
 from tracelab.trace.verification import Report, check_trace

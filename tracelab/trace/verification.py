@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace.checking import Progress, check_objects
 from tracelab.trace.damage import Damage
+from tracelab.trace.inside import ranks
 from tracelab.trace.labels import check_labels, labels_of
 from tracelab.trace.locations import Location, PathLike, resolve
-from tracelab.trace.members import check_documents, check_results, leftovers, ranks
+from tracelab.trace.members import check_documents, check_results, leftovers
 from tracelab.trace.rebuilding import rebuild
 from tracelab.trace.snapshot import ROOT, Snapshot, take
 
