@@ -13,7 +13,7 @@ import xarray as xr
 from tracelab.errors import DamagedError, NotRecordedError, TraceError
 from tracelab.trace import selection
 from tracelab.trace.arrays import Readable, open_array
-from tracelab.trace.members import ranks
+from tracelab.trace.inside import ranks
 from tracelab.trace.reader import Trace
 from tracelab.trace.resultform import Entry, load
 from tracelab.trace.results import RESULTS, Results

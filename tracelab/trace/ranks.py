@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from tracelab.errors import NotRecordedError, TraceError, UsageError
 from tracelab.trace import documents
+from tracelab.trace.inside import WORKERS
 from tracelab.trace.locations import Location, Sink
-from tracelab.trace.members import WORKERS
 
 if TYPE_CHECKING:
     from tracelab.trace.reader import Trace

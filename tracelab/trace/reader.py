@@ -11,7 +11,7 @@ from zarr.storage import LocalStore
 
 from tracelab import noise, steps
 from tracelab.errors import NotRecordedError, TraceError, UsageError
-from tracelab.trace import members, render, selection, shelves
+from tracelab.trace import inside, render, selection, shelves
 from tracelab.trace.datasets import dataset
 from tracelab.trace.locations import Location, PathLike, resolve
 from tracelab.trace.ranks import Ranks, describe_ranks
@@ -262,7 +262,7 @@ class Trace:
     @property
     def ranks(self) -> Ranks:
         """Traces of the ranks of a job by rank, opened when asked for."""
-        paths = members.ranks(self._location)
+        paths = inside.ranks(self._location)
         return Ranks(tuple(paths), lambda rank: Trace(self._location.at(paths[rank])))
 
     def _at(self, group: str, step: Any) -> xr.Dataset:
@@ -351,7 +351,7 @@ def open(path: PathLike | Trace, results: PathLike | None = None) -> Trace:
                 f"there is no trace at {location.name}; record one with tracelab.attach or "
                 "tracelab.create"
             ) from None
-        found = members.ranks(location)
+        found = inside.ranks(location)
         if found and not location.has("zarr.json"):
             raise UsageError(
                 f"there is no trace at {location.name} itself, only those of the ranks "

@@ -10,9 +10,9 @@ from enum import Enum, auto
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import exits
 from tracelab.trace.guard import NOTICE_SECONDS
+from tracelab.trace.inside import WORKERS, entries
 from tracelab.trace.locations import Location
 from tracelab.trace.lock import LOCK_FILE, Lock, acquire
-from tracelab.trace.members import WORKERS, entries
 from tracelab.trace.snapshot import ROOT, is_trace, take
 
 __all__ = ["Claim", "check_parent", "claim", "idle_ranks", "vacant"]

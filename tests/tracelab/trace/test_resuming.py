@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +219,14 @@ def test_leftovers_of_a_writer_that_died_are_removed(tmp_path):
     # A reader that does not know the root document sees the same.
     bare = zarr.open_group(path, mode="r", use_consolidated=False)
     assert bare["steps/loss"].shape == (100,)
+
+
+def test_a_process_that_trains_loads_no_reader():
+    code = (
+        "import sys, tracelab.trace.creation; print({'xarray', 'dask', 'pandas'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 # ----------------------------------------------------------------------------- what is refused
