@@ -20,6 +20,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
+import dask
+
 from tracelab.cells import lost, place, run, unfilled
 from tracelab.cutting import Block
 from tracelab.errors import TracelabError, UsageError
@@ -224,7 +226,9 @@ class _Session:
         self._client, self._plan, self._patience = client, plan, patience
         self._token = uuid.uuid4().hex
         # A task, not scattered data: a scheduler can compute it again if its holders die.
-        self._payload = client.submit(bytes, payload, pure=False)
+        # A million steps are 20 MB of it, of which Dask would warn.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB"}):
+            self._payload = client.submit(bytes, payload, pure=False)
         self._futures: dict[Any, Block] = {}
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
