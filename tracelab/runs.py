@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Runs", "open_runs"]
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Rows of a run that were recorded again, and what `repair` kept: no runs of their own.
 _COPY = re.compile(r"\.(?:superseded|damaged)-\d+\.zarr/?$")
@@ -174,14 +175,15 @@ class Runs(Mapping[str, Trace]):
         NotRecordedError
             If no run has such a result.
         """
-        with ThreadPoolExecutor(_THREADS) as pool:
-            found = dict(
-                zip(
-                    self,
-                    pool.map(lambda run: _result(self[run], name, parameters), self),
-                    strict=True,
-                )
+        found = dict(
+            zip(
+                self,
+                _mapped(
+                    lambda trace: trace.results.newest(name, **parameters), self._traces.values()
+                ),
+                strict=True,
             )
+        )
         have = {run: result for run, result in found.items() if result is not None}
         if not have:
             asked = "".join(f", {key}={value}" for key, value in parameters.items())
@@ -283,16 +285,6 @@ class _ByName(Mapping[str, xr.Dataset]):
         return f"<{', '.join(self) or 'none'}>"
 
 
-def _result(trace: Trace, name: str, parameters: Mapping[str, Any]) -> xr.Dataset | None:
-    # Most recent last.
-    for found in reversed(list(trace.results.all(name).values())):
-        used = found.attrs.get("parameters", {})
-        if all(key in used and used[key] == value for key, value in parameters.items()):
-            loaded: xr.Dataset = found.load()
-            return loaded
-    return None
-
-
 def _differing(parameters: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(key for each in parameters for key in each)
     values = {key: [each.get(key) for each in parameters] for key in keys}
@@ -317,6 +309,7 @@ def _vector(values: Sequence[Any]) -> Any:
 
 def open_runs(
     paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Trace],
+    results: str | os.PathLike[str] | None = None,
 ) -> Runs:
     """Open many traces; only their metadata are read.
 
@@ -325,6 +318,8 @@ def open_runs(
     paths : str, path or iterable of them
         A pattern such as ``"runs/*.zarr"`` (``**`` for any depth; ``s3://bucket/runs/*.zarr``), a
         folder of traces, or the traces themselves or their locations.
+    results : str or path, optional
+        Where ``analyze(out=)`` stored more results of these traces.
 
     Returns
     -------
@@ -353,12 +348,7 @@ def open_runs(
         raise UsageError(
             f"there is no trace at {asked}; give traces, or a pattern such as runs/*.zarr"
         )
-    if any("://" in str(place) for place in places):
-        with ThreadPoolExecutor(_THREADS) as pool:
-            opened = list(pool.map(_open, places))
-    else:
-        # Files answer at once; threads would wait for each other's interpreter lock.
-        opened = [_open(place) for place in places]
+    opened = _mapped(lambda place: _open(place, results), places)
     unreadable = {
         str(place): found
         for place, found in zip(places, opened, strict=True)
@@ -374,9 +364,20 @@ def open_runs(
     return Runs(dict(zip(names, traces, strict=True)), unreadable)
 
 
-def _open(place: str | Trace) -> Trace | str:
+def _mapped(function: Callable[[Any], T], places: Iterable[str | Trace]) -> list[T]:
+    """Return what a function gives for every place."""
+    given = list(places)
+    names = [place.location if isinstance(place, Trace) else place for place in given]
+    if not any("://" in name for name in names):
+        # Files answer at once; threads would wait for each other's interpreter lock.
+        return [function(place) for place in given]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, given))
+
+
+def _open(place: str | Trace, results: Any) -> Trace | str:
     try:
-        return open_trace(place)
+        return open_trace(place, results=results)
     except (TracelabError, OSError) as error:
         return str(error)
 

@@ -174,3 +174,11 @@ def test_an_unknown_run_is_a_sentence(runs):
 def test_reprs_say_what_differs(runs):
     assert "a: complete, optimizer=SGD, optimizer.lr=0.1" in repr(runs)
     assert "<table" in runs._repr_html_()
+
+
+def test_results_that_are_kept_elsewhere(folder, tmp_path):
+    store = tmp_path / "results"
+    tracelab.analyze(str(folder / "b.zarr"), ["noise_scale"], out=store)
+    assert tracelab.open_runs(folder / "*.zarr").results["noise_scale"].attrs["without"] == ["b"]
+    runs = tracelab.open_runs(folder / "*.zarr", results=store)
+    assert runs.results["noise_scale"].attrs["without"] == []

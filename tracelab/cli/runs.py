@@ -30,23 +30,34 @@ _FORMAT = click.option(
     default="table",
     show_default=True,
 )
+_RESULTS = click.option(
+    "--results",
+    metavar="STORE",
+    help="Also read results of the traces in this store, which `analyze --out` wrote.",
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Short for --format json.")
 
 
 @click.command()
 @click.argument("traces", nargs=-1, required=True, metavar="TRACE...")
 @_WHERE
+@_RESULTS
 @_FORMAT
 @_JSON
 @click.pass_obj
 def runs(
-    console: Console, traces: tuple[str, ...], conditions: tuple[str, ...], form: str, as_json: bool
+    console: Console,
+    traces: tuple[str, ...],
+    conditions: tuple[str, ...],
+    results: str | None,
+    form: str,
+    as_json: bool,
 ) -> None:
     """List runs: state, rows, results and the hyper-parameters in which they differ.
 
     A TRACE is a location, a folder of traces, or a quoted pattern such as 'runs/**/*.zarr'.
     """
-    found = _open(traces, conditions)
+    found = _open(traces, conditions, results)
     form = "json" if as_json else form
     rows = [
         {
@@ -90,6 +101,7 @@ def runs(
 @click.option("--layer", metavar="NAME", help="Default: the network, else the last layer.")
 @click.option("--step", type=int, help="Default: the last step of each run.")
 @_WHERE
+@_RESULTS
 @_FORMAT
 @_JSON
 @click.pass_obj
@@ -101,6 +113,7 @@ def compare(
     layer: str | None,
     step: int | None,
     conditions: tuple[str, ...],
+    results: str | None,
     form: str,
     as_json: bool,
 ) -> None:
@@ -113,7 +126,7 @@ def compare(
     from tracelab.reporting.comparison import compare as records_of
 
     chosen = [registry.analysis(name).name for name in names] or None
-    found = _open(traces, conditions)
+    found = _open(traces, conditions, results)
     if not found:
         console.note("no run is like that")
         return
@@ -132,12 +145,12 @@ def compare(
     click.echo("\n\n".join(blocks))
 
 
-def _open(traces: Sequence[str], conditions: Sequence[str]) -> Runs:
+def _open(traces: Sequence[str], conditions: Sequence[str], results: str | None) -> Runs:
     from tracelab import catalogue
     from tracelab.runs import open_runs
 
     wanted = [catalogue.parse_condition(text) for text in conditions]
-    found = open_runs(traces)
+    found = open_runs(traces, results)
     for key, condition in wanted:
         found = found.select({key: condition})
     return found

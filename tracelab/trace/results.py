@@ -31,21 +31,44 @@ class Results(Mapping[str, xr.Dataset]):
         self.places = tuple(places)
 
     def __getitem__(self, name: str) -> xr.Dataset:
+        found = self.newest(name)
+        if found is None:
+            have = ", ".join(self) or "none yet"
+            raise NotRecordedError(
+                f"this trace has no result of {name!r}; results: {have}; "
+                f"compute it with tracelab.analyze(trace, [{name!r}])"
+            )
+        return found
+
+    def newest(self, name: str, **parameters: Any) -> xr.Dataset | None:
+        """Return the most recent result of an analysis with these parameters, if there is one.
+
+        Raises
+        ------
+        DamagedError
+            If it cannot be read.
+        """
         for attempt in range(_ATTEMPTS):
-            found = self.entries(name)
+            found = self._matching(name, parameters)
             if not found:
-                have = ", ".join(self) or "none yet"
-                raise NotRecordedError(
-                    f"this trace has no result of {name!r}; results: {have}; "
-                    f"compute it with tracelab.analyze(trace, [{name!r}])"
-                )
+                return None
             try:
                 return resultform.load(found[-1])
             except DamagedError:
                 # A job that computed more may just have replaced it.
-                if attempt == _ATTEMPTS - 1 or self.entries(name)[-1:] == found[-1:]:
+                if attempt == _ATTEMPTS - 1 or self._matching(name, parameters)[-1:] == found[-1:]:
                     raise
         raise AssertionError("unreachable")
+
+    def _matching(self, name: str, parameters: Mapping[str, Any]) -> list[Entry]:
+        return [
+            entry
+            for entry in self.entries(name)
+            if all(
+                key in entry.attrs["parameters"] and entry.attrs["parameters"][key] == value
+                for key, value in parameters.items()
+            )
+        ]
 
     def __iter__(self) -> Iterator[str]:
         names = {name for place in self.places for name in shelves.analyses(place)}
