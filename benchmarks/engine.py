@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -126,7 +127,7 @@ def processes(
     clusters = [
         LocalCluster(
             n_workers=count, threads_per_worker=1, host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
+            dashboard_address="127.0.0.1:0", silence_logs=logging.ERROR,
         )
         for count in (1, 2)
     ]  # fmt: skip

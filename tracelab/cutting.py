@@ -16,9 +16,9 @@ from tracelab.typing import FloatArray, IntArray
 __all__ = ["Block", "Grain", "blocks", "pieces"]
 
 MAX_TASKS = 2_000
-# A block's input as float64, so that light cells share the cost of a task. A tenth of a second of
+# A block's input as float64, so that light cells share the cost of a task. A quarter of a second of
 # the heaviest shipped analysis.
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**21
 # Chunks that are shared by cells are not cut up unless a block would be larger than this.
 SHARED_BYTES = 2**28
 

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -122,6 +123,17 @@ def test_threads_together_weigh_no_more_than_is_allowed(count):
     assert sorted(found) == sorted(items)
     assert max(most) <= 9
     assert all(total in (3, 6, 9) for total in most)
+
+
+def test_the_interpreter_is_left_as_it_was():
+    before = sys.getswitchinterval()
+    first, second = (threads.unordered(abs, [-1, -2], 1) for _ in range(2))
+    next(first), next(second)
+    assert sys.getswitchinterval() < before
+    first.close()
+    assert sys.getswitchinterval() < before
+    second.close()
+    assert sys.getswitchinterval() == before
 
 
 def test_what_a_thread_raises_is_delivered():
