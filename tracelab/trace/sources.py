@@ -133,7 +133,8 @@ def opened(location: Location, key: str, *, follow: bool = False) -> Iterator[So
 def _file(folder: Path, key: str, *, follow: bool) -> File | None:
     try:
         if follow:
-            return File.at((folder / key).resolve())
+            # Not Path.resolve, which knows no answer to a cycle.
+            return File.at(os.path.realpath(folder / key))
         if not SUPPORTED:
             return File.at(folder / key)
         parent, _, name = key.rpartition("/")

@@ -479,6 +479,22 @@ def test_a_link_to_a_good_shard_becomes_a_file(path, tmp_path):
     check_kept(path)
 
 
+@pytest.mark.parametrize("way", ["cycle", "pipe", "folder"])
+def test_what_is_no_file_holds_nothing(path, way):
+    damage.WAYS[way](path / "gradients/full/c.1.0")
+    done = mended_without_comparing(path)
+    assert [loss.steps for loss in done.dropped] == [(160, 310)]
+    check_kept(path, lost=("gradients/full",))
+
+
+def mended_without_comparing(path):
+    """Repair a trace with an object whose bytes cannot be read to compare them."""
+    done = repair(path)
+    assert verify(path).sound
+    assert (path / "gradients/full/c.1.0").is_file()
+    return done
+
+
 @pytest.mark.parametrize("key", ["gradients", "gradients/full", "layers"])
 def test_a_link_to_a_good_folder_becomes_a_folder(path, tmp_path, key):
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
