@@ -108,9 +108,10 @@ def group(attributes: Mapping[str, JSONValue]) -> Document:
 def root(attributes: Mapping[str, JSONValue], members: Mapping[str, Document]) -> Document:
     """Return the root document: with the documents of all members in it, it is the commit."""
     # Groups inside say that they are consolidated too: or readers would list the store for them.
+    # What is in a group stands together: zarr-python loses what comes apart from the rest.
     inside = {
         path: document | _consolidated({}) if document["node_type"] == "group" else document
-        for path, document in members.items()
+        for path, document in sorted(members.items(), key=lambda member: member[0].split("/"))
     }
     return group(attributes) | _consolidated(inside)
 

@@ -217,3 +217,20 @@ def test_noise_in_every_sketch(tmp_path):
     wanted = rows["sampled"][2, :, 12:16].astype(float) - rows["mean_sampled"][2, 12:16]
     np.testing.assert_allclose(found.values, wanted, rtol=1e-12)
     assert found.attrs["units"] == "loss/weight"
+
+
+def test_groups_that_get_more_arrays_in_later_commits_stay_whole_for_zarr_python(tmp_path):
+    path = tmp_path / "a"
+    with create(path, {"w": (4,)}) as writer:
+        for name in ("gradients", "a-b", "a"):
+            writer.define(name, kind="gradients")
+        writer.flush()
+        for step, array in enumerate(("full", "projected")):
+            for name in ("gradients", "a-b", "a"):
+                row = {"full": np.ones(4), "projected": np.ones((1, 2))}
+                writer.append(name, step=step, **{array: row[array]})
+            writer.flush()
+    tree = xr.open_datatree(path, engine="zarr", chunks=None)
+    for name in ("gradients", "a-b", "a"):
+        assert set(tree[name].data_vars) == {"full", "projected"}
+        assert tree[name].sizes["step"] == 2
