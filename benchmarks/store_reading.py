@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import tracelab
-from tracelab.trace.shardfile import Shards
+from tracelab.trace.reading.shardfile import Shards
 
 STEPS = 64
 COORDINATES = 2**20 + 1000

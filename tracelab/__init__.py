@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from tracelab.trace import open as open
     from tracelab.trace.hdf5 import export_hdf5 as export_hdf5
     from tracelab.trace.hdf5 import import_hdf5 as import_hdf5
-    from tracelab.trace.repairing import repair as repair
-    from tracelab.trace.verification import verify as verify
+    from tracelab.trace.health.repairing import repair as repair
+    from tracelab.trace.health.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -67,9 +67,9 @@ _HOMES = {
     "log_spaced": "tracelab.schedule",
     "open": "tracelab.trace",
     "open_runs": "tracelab.runs",
-    "repair": "tracelab.trace.repairing",
+    "repair": "tracelab.trace.health.repairing",
     "report": "tracelab.reporting",
-    "verify": "tracelab.trace.verification",
+    "verify": "tracelab.trace.health.verification",
 }
 
 

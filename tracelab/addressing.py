@@ -10,7 +10,7 @@ import numpy as np
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError
 from tracelab.trace import Trace
-from tracelab.trace.stored import Stored
+from tracelab.trace.reading.stored import Stored
 from tracelab.typing import IntArray
 
 __all__ = ["Address", "Spans", "address", "spans"]

@@ -10,7 +10,7 @@ import numpy as np
 from tracelab.cells import unfilled
 from tracelab.contracts import Analysis
 from tracelab.planning import Plan
-from tracelab.trace.parts import Cells
+from tracelab.trace.resultstore.parts import Cells
 from tracelab.typing import Array, BoolArray, IntArray, Status
 
 __all__ = ["Table", "by_step", "good"]

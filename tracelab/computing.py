@@ -23,12 +23,13 @@ from tracelab.errors import DamagedError, TracelabError
 from tracelab.keeping import Keeper
 from tracelab.planning import Plan
 from tracelab.reuse import Identity
-from tracelab.trace import Trace, shelves, unfinished
-from tracelab.trace.objects import remove
-from tracelab.trace.resultform import Entry, load
-from tracelab.trace.results import Results
-from tracelab.trace.shelves import Shelf
-from tracelab.trace.unfinished import Job
+from tracelab.trace import Trace
+from tracelab.trace.places.objects import remove
+from tracelab.trace.resultstore import shelves, unfinished
+from tracelab.trace.resultstore.resultform import Entry, load
+from tracelab.trace.resultstore.results import Results
+from tracelab.trace.resultstore.shelves import Shelf
+from tracelab.trace.resultstore.unfinished import Job
 from tracelab.typing import IntArray, Status
 
 __all__ = ["Counts", "Interrupted", "Outcome", "compute", "counts"]

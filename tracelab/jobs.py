@@ -15,12 +15,13 @@ from tracelab import computing, engine, planning, registry, reuse
 from tracelab.computing import Counts
 from tracelab.contracts import NETWORK, Analysis
 from tracelab.errors import DamagedError, NotRecordedError, UsageError
-from tracelab.trace import Trace, shelves
+from tracelab.trace import Trace
 from tracelab.trace import open as open_trace
-from tracelab.trace.locations import PathLike
-from tracelab.trace.resultform import DTYPES_OF_RESULTS
-from tracelab.trace.results import Results
-from tracelab.trace.shelves import Shelf
+from tracelab.trace.places.locations import PathLike
+from tracelab.trace.resultstore import shelves
+from tracelab.trace.resultstore.resultform import DTYPES_OF_RESULTS
+from tracelab.trace.resultstore.results import Results
+from tracelab.trace.resultstore.shelves import Shelf
 from tracelab.typing import Status
 
 __all__ = ["Counts", "analyze", "applicable", "failed_cells"]

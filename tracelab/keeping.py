@@ -13,7 +13,7 @@ import numpy as np
 
 from tracelab.celltable import Table, by_step, good
 from tracelab.errors import TracelabError
-from tracelab.trace.unfinished import PART_BYTES, Job
+from tracelab.trace.resultstore.unfinished import PART_BYTES, Job
 from tracelab.typing import IntArray
 
 __all__ = ["Keeper"]

@@ -17,7 +17,7 @@ from tracelab.contracts import Input
 from tracelab.cutting import Block
 from tracelab.planning import Plan, Read
 from tracelab.trace import Trace
-from tracelab.trace.stored import Stored
+from tracelab.trace.reading.stored import Stored
 from tracelab.typing import Array, FloatArray, IntArray
 
 __all__ = ["cells", "load"]

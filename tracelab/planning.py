@@ -18,7 +18,7 @@ from tracelab.contracts import NETWORK, Analysis, Input
 from tracelab.cutting import MAX_TASKS, Block, Grain
 from tracelab.errors import NotRecordedError, UsageError
 from tracelab.trace import Trace
-from tracelab.trace.stored import Stored
+from tracelab.trace.reading.stored import Stored
 from tracelab.typing import FloatArray, IntArray
 
 __all__ = ["MAX_TASKS", "Block", "Plan", "Read", "plan", "restrict"]

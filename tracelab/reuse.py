@@ -19,10 +19,11 @@ import xarray as xr
 from tracelab.celltable import Table, by_step, good
 from tracelab.errors import DamagedError, TraceError
 from tracelab.planning import Plan, restrict
-from tracelab.trace import Trace, resultform
-from tracelab.trace.parts import Cells
-from tracelab.trace.results import Results
-from tracelab.trace.unfinished import Kind
+from tracelab.trace import Trace
+from tracelab.trace.resultstore import resultform
+from tracelab.trace.resultstore.parts import Cells
+from tracelab.trace.resultstore.results import Results
+from tracelab.trace.resultstore.unfinished import Kind
 from tracelab.typing import BoolArray
 
 if TYPE_CHECKING:

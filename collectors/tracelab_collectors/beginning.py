@@ -11,7 +11,7 @@ from torch import Tensor
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
 from tracelab.trace import Writer
-from tracelab.trace.resuming import Found, first_step
+from tracelab.trace.writing.resuming import Found, first_step
 from tracelab_collectors.collector import Recording, Run
 
 __all__ = ["START", "Beginning", "begin", "check_start", "recorded_start", "store_start"]

@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 # Registers its own shutdown first, so that sessions hand over before writers close.
-import tracelab.trace.exits
+import tracelab.trace.writing.exits
 
 if TYPE_CHECKING:
     from tracelab_collectors.session import Session
@@ -40,7 +40,7 @@ def _detach_all() -> None:
             logger.error("%s", error)
 
 
-assert tracelab.trace.exits
+assert tracelab.trace.writing.exits
 threading._register_atexit(_detach_all)  # type: ignore[attr-defined]
 if hasattr(os, "register_at_fork"):
     # A child has neither the background thread nor the hooks.

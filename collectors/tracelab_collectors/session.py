@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tracelab.errors import IncompleteTraceWarning, TraceError, UsageError
 from tracelab.sketch import Project, Sample
 from tracelab.trace import Writer, create
-from tracelab.trace.resuming import look
+from tracelab.trace.writing.resuming import look
 from tracelab_collectors import exits
 from tracelab_collectors.agenda import Agenda, Member
 from tracelab_collectors.beginning import (

@@ -19,7 +19,7 @@ ACKNOWLEDGED = struct.Struct("<q")
 
 # Processes are forked from one that has imported everything: a trial costs milliseconds.
 SPAWN = multiprocessing.get_context("forkserver")
-SPAWN.set_forkserver_preload(["faults.rows", "tracelab.trace.reader", "tracelab.jobs"])
+SPAWN.set_forkserver_preload(["faults.rows", "tracelab.trace.reading.reader", "tracelab.jobs"])
 
 
 def gradient(step):

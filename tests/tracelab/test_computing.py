@@ -22,7 +22,8 @@ import zarr
 import tracelab
 from tracelab import computing, keeping, registry
 from tracelab.errors import StorageError, UsageError
-from tracelab.trace import objects, shelves
+from tracelab.trace.places import objects
+from tracelab.trace.resultstore import shelves
 
 N_LABELS = len(toys.LABELS)
 HEAD = """

@@ -133,14 +133,14 @@ def test_no_chunk_is_read_that_a_cell_does_not_need(tmp_path, monkeypatch):
             writer.append("noise", step=step, full=rng.standard_normal((20, 80_000)))
     trace = tracelab.open(tmp_path / "wide.zarr")
     read = []
-    real = tracelab.trace.stored.Stored.__getitem__
+    real = tracelab.trace.reading.stored.Stored.__getitem__
 
     def counted(self, selection):
         found = real(self, selection)
         read.append(found.nbytes)
         return found
 
-    monkeypatch.setattr(tracelab.trace.stored.Stored, "__getitem__", counted)
+    monkeypatch.setattr(tracelab.trace.reading.stored.Stored, "__getitem__", counted)
     plan = plan_of(trace, "gaussianity", layers=lambda name: name == "b", steps=slice(1, None))
     read.clear()
     list(loading.load(plan, plan.whole, trace))

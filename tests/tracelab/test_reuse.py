@@ -14,7 +14,7 @@ import tracelab
 from tracelab import planning, registry, reuse
 from tracelab.celltable import Table
 from tracelab.errors import TraceError
-from tracelab.trace.parts import Cells
+from tracelab.trace.resultstore.parts import Cells
 from tracelab.typing import Status
 
 N_LABELS = len(toys.LABELS)

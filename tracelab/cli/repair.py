@@ -22,7 +22,7 @@ def repair(console: Console, trace: str, dry_run: bool, as_json: bool) -> None:
     The damaged trace is untouched and called NAME.damaged-1.zarr afterwards. Prints what was
     dropped, which the repaired trace also says in its attribute `repairs`.
     """
-    from tracelab.trace.repairing import repair as repair_trace
+    from tracelab.trace.health.repairing import repair as repair_trace
 
     done = repair_trace(trace, dry_run=dry_run, progress=console.bar(f"{trace}: "))
     if as_json:

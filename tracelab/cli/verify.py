@@ -11,7 +11,7 @@ from tracelab.cli.exits import ExitCode, code_of, sentence
 from tracelab.errors import TracelabError
 
 if TYPE_CHECKING:
-    from tracelab.trace.verification import Report
+    from tracelab.trace.health.verification import Report
 
 __all__ = ["verify"]
 
@@ -29,7 +29,7 @@ def verify(ctx: click.Context, traces: tuple[str, ...], workers: int | None, as_
     Nothing is changed; a trace may be recorded meanwhile. Exit code 3 if something is damaged:
     `tracelab repair` then makes a trace of what can be read.
     """
-    from tracelab.trace.verification import verify as verify_trace
+    from tracelab.trace.health.verification import verify as verify_trace
 
     console: Console = ctx.obj
     outcomes: list[dict[str, Any]] = []

@@ -9,13 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tracelab.trace.creation import create
-    from tracelab.trace.reader import Trace, open
-    from tracelab.trace.writer import Writer
+    from tracelab.trace.reading.reader import Trace, open
+    from tracelab.trace.writing.creation import create
+    from tracelab.trace.writing.writer import Writer
 
 __all__ = ["Trace", "Writer", "create", "open"]
 
-_HOMES = {"Trace": "reader", "Writer": "writer", "create": "creation", "open": "reader"}
+_HOMES = {
+    "Trace": "reading.reader",
+    "Writer": "writing.writer",
+    "create": "writing.creation",
+    "open": "reading.reader",
+}
 
 
 def __getattr__(name: str) -> Any:

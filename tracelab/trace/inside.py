@@ -6,8 +6,8 @@ import re
 
 from zarr.core.sync import sync
 
-from tracelab.trace.locations import Location
-from tracelab.trace.snapshot import ROOT
+from tracelab.trace.places.locations import Location
+from tracelab.trace.reading.snapshot import ROOT
 
 __all__ = ["RESULTS", "WORKERS", "entries", "ranks"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tracelab.errors import NotRecordedError, TraceError, UsageError
-from tracelab.trace import documents
 from tracelab.trace.inside import WORKERS
-from tracelab.trace.locations import Location, Sink
+from tracelab.trace.places.locations import Location, Sink
+from tracelab.trace.writing import documents
 
 if TYPE_CHECKING:
-    from tracelab.trace.reader import Trace
+    from tracelab.trace.reading.reader import Trace
 
 __all__ = ["Ranks", "begin_workers", "describe_ranks", "place"]
 

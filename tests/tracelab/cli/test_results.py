@@ -10,7 +10,7 @@ import pytest
 
 import tracelab
 from tracelab import registry
-from tracelab.trace import objects
+from tracelab.trace.places import objects
 
 
 @pytest.fixture

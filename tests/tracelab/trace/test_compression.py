@@ -10,8 +10,9 @@ from zarr.storage import MemoryStore
 
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
-from tracelab.trace import compression, create
+from tracelab.trace import create
 from tracelab.trace import open as open_trace
+from tracelab.trace.writing import compression
 
 NUMEL = 40_000
 WIDE = 2_048

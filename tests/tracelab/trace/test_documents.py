@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tracelab.errors import UsageError
-from tracelab.trace import documents
+from tracelab.trace.writing import documents
 
 
 @pytest.mark.parametrize(

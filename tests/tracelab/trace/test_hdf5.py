@@ -25,7 +25,7 @@ from tracelab.errors import (
     TraceError,
     UsageError,
 )
-from tracelab.trace import hdf5_writing
+from tracelab.trace.hdf5 import writing as hdf5_writing
 
 FEW = settings(
     max_examples=10,
@@ -565,7 +565,7 @@ def test_an_attribute_of_1_gb_is_refused_before_it_is_read(tmp_path):
     script = """
         import resource, time, sys
         import h5py, xarray, dask.array, tracelab, tracelab.trace.hdf5
-        import tracelab.trace.hdf5_restoring, tracelab.trace.hdf5_completing
+        import tracelab.trace.hdf5.restoring, tracelab.trace.hdf5.completing
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         try:
             tracelab.import_hdf5(sys.argv[1], sys.argv[2])
@@ -786,8 +786,8 @@ def test_memory_does_not_grow_with_the_trace(compression, tmp_path):
             writer.append("noise", step=step, full=row)
     script = """
         import resource, sys
-        import h5py, xarray, dask.array, tracelab, tracelab.trace.hdf5, tracelab.trace.hdf5_parts
-        import tracelab.trace.hdf5_restoring, tracelab.trace.hdf5_completing
+        import h5py, xarray, dask.array, tracelab, tracelab.trace.hdf5, tracelab.trace.hdf5.parts
+        import tracelab.trace.hdf5.restoring, tracelab.trace.hdf5.completing
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         before = peak()

@@ -21,7 +21,7 @@ MEGABYTES = 200
 LOOK = """
 import gc, json, os, resource, sys, time
 from tracelab.errors import NotRecordedError, TraceError
-import tracelab.trace.reader
+import tracelab.trace.reading.reader
 from tracelab.trace import open as open_trace
 
 def look_at(path):

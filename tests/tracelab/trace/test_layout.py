@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracelab.trace.layout import GROUP_BYTES, cut
+from tracelab.trace.writing.layout import GROUP_BYTES, cut
 
 MIB = 2**20
 

@@ -9,7 +9,7 @@ from dask.callbacks import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracelab.trace.lazy import chunks, lazy
+from tracelab.trace.reading.lazy import chunks, lazy
 
 
 class Counted:
@@ -93,7 +93,7 @@ def test_one_read_for_the_values_of_a_variable():
 
 
 def test_who_says_how_is_obeyed(monkeypatch):
-    monkeypatch.setattr("tracelab.trace.lazy.TASK_BYTES", 64)
+    monkeypatch.setattr("tracelab.trace.reading.lazy.TASK_BYTES", 64)
     stored, array = made()
     with dask.config.set(scheduler="synchronous"):
         np.testing.assert_array_equal(np.asarray(array), VALUES)

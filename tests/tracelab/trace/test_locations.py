@@ -11,9 +11,9 @@ from zarr.storage import LocalStore, MemoryStore, ZipStore
 from tracelab.errors import UsageError
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.locations import resolve
-from tracelab.trace.prefixed import Prefixed
-from tracelab.trace.reader import Trace
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.places.prefixed import Prefixed
+from tracelab.trace.reading.reader import Trace
 
 PREFIX = "workers/rank-003"
 

@@ -15,9 +15,10 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import create, guard, lock
+from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.lock import LOCK_FILE, acquire
+from tracelab.trace.writing import guard, lock
+from tracelab.trace.writing.lock import LOCK_FILE, acquire
 
 LAYERS = {"w": (2,)}
 

@@ -11,7 +11,7 @@ import pytest
 from tracelab.errors import UsageError
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.locations import _Folder
+from tracelab.trace.places.locations import _Folder
 
 MIB = 2**20
 
@@ -94,7 +94,7 @@ def test_memory_is_bounded_when_the_disk_is_slow(tmp_path, compression):
     import resource, sys, time
     import numpy as np
     from tracelab.trace import create
-    from tracelab.trace.locations import _Folder
+    from tracelab.trace.places.locations import _Folder
 
     put = _Folder.put
 
@@ -132,7 +132,7 @@ def test_forking_workers_beside_a_trace_that_is_written(tmp_path):
     import torch
     from torch.utils.data import DataLoader, TensorDataset
     import tracelab, tracelab_collectors
-    from tracelab.trace.creation import create
+    from tracelab.trace.writing.creation import create
 
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     torch.manual_seed(0)

@@ -15,9 +15,9 @@ from zarr.core.sync import sync
 
 import tracelab
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import remote
-from tracelab.trace.locations import resolve
-from tracelab.trace.remote import RemoteStore
+from tracelab.trace.places import remote
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.places.remote import RemoteStore
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

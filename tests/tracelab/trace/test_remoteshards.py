@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import tracelab
 from tracelab.errors import DamagedError
-from tracelab.trace import remoteshards
-from tracelab.trace.plainfiles import UnusableError
-from tracelab.trace.remoteshards import RemoteShards, _Fetched, _runs
+from tracelab.trace.places import remoteshards
+from tracelab.trace.places.plainfiles import UnusableError
+from tracelab.trace.places.remoteshards import RemoteShards, _Fetched, _runs
 
 LAYERS = {"w": (70, 1_000)}
 STEPS = 100

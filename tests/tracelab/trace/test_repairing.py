@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 import tracelab
 from tracelab import repair, verify
 from tracelab.errors import UsageError
-from tracelab.trace.lock import LOCK_FILE
+from tracelab.trace.writing.lock import LOCK_FILE
 
 
 def slow(parameter):

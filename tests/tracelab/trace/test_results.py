@@ -17,10 +17,11 @@ import zarr
 import tracelab
 from tracelab import registry
 from tracelab.errors import DamagedError, NotRecordedError, TraceError, UsageError
-from tracelab.trace import objects, resultform, shelves
-from tracelab.trace.locations import resolve
-from tracelab.trace.parts import Cells
-from tracelab.trace.unfinished import Job, Kind
+from tracelab.trace.places import objects
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.resultstore import resultform, shelves
+from tracelab.trace.resultstore.parts import Cells
+from tracelab.trace.resultstore.unfinished import Job, Kind
 
 
 @pytest.fixture(autouse=True)
@@ -422,7 +423,7 @@ def test_a_result_replaced_while_it_is_opened(path, monkeypatch):
             assert not (path / entry.path).exists()
         return real(entry)
 
-    monkeypatch.setattr("tracelab.trace.results.resultform.load", late)
+    monkeypatch.setattr("tracelab.trace.resultstore.results.resultform.load", late)
     assert trace.results["toy"].attrs["serial"] == 2
 
 

@@ -17,9 +17,10 @@ from zarr.storage import LocalStore, MemoryStore
 import tracelab
 from tracelab.contracts import Variable
 from tracelab.errors import DamagedError, TraceError, UsageError
-from tracelab.trace import aside, create, exits
+from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.verification import verify
+from tracelab.trace.health.verification import verify
+from tracelab.trace.writing import aside, exits
 
 LAYERS = {"fc.weight": (8, 16), "fc.bias": (8,)}
 NUMEL = 136
@@ -223,7 +224,8 @@ def test_leftovers_of_a_writer_that_died_are_removed(tmp_path):
 
 def test_a_process_that_trains_loads_no_reader():
     code = (
-        "import sys, tracelab.trace.creation; print({'xarray', 'dask', 'pandas'} & {*sys.modules})"
+        "import sys; from tracelab.trace import create; create; "
+        "print({'xarray', 'dask', 'pandas'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
@@ -482,14 +484,14 @@ def test_killed_while_rows_are_moved(tmp_path, monkeypatch, moment):
         def copied(self):
             raise SystemExit
 
-        monkeypatch.setattr("tracelab.trace.resuming.Found.restore", copied)
+        monkeypatch.setattr("tracelab.trace.writing.resuming.Found.restore", copied)
     else:
 
         def truncated(*_):
             exits.writers()[0].abandon()
             raise SystemExit
 
-        monkeypatch.setattr("tracelab.trace.creation.tidy", truncated)
+        monkeypatch.setattr("tracelab.trace.writing.creation.tidy", truncated)
     with pytest.raises(SystemExit):
         create(path, LAYERS, resume=10)
     monkeypatch.undo()

@@ -140,8 +140,8 @@ def test_a_buffer_may_be_reused_after_append(numel):
 
 
 def test_a_large_read_only_row_is_not_copied():
-    from tracelab.trace.blocks import owned
-    from tracelab.trace.rows import declare
+    from tracelab.trace.writing.blocks import owned
+    from tracelab.trace.writing.rows import declare
 
     rules = declare(
         "gradients",

@@ -23,8 +23,8 @@ from numcodecs import blosc
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from tracelab.errors import DamagedError
-from tracelab.trace import plainfiles
-from tracelab.trace.shardfile import Shards, read, readable
+from tracelab.trace.places import plainfiles
+from tracelab.trace.reading.shardfile import Shards, read, readable
 
 DTYPES = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]
 DTYPES += ["float32", "float64"]
@@ -170,8 +170,8 @@ def test_large_chunks_are_read_straight_to_their_place(tmp_path, rows, compresso
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_several_threads_decompress(tmp_path, monkeypatch, axis):
-    monkeypatch.setattr("tracelab.trace.shardfile.THREADED_BYTES", 1)
-    monkeypatch.setattr("tracelab.trace.shardfile._processors", lambda: 3)
+    monkeypatch.setattr("tracelab.trace.reading.shardfile.THREADED_BYTES", 1)
+    monkeypatch.setattr("tracelab.trace.reading.shardfile._processors", lambda: 3)
     rng = np.random.default_rng(0)
     values = rng.normal(size=(7, 40) if axis else (40, 7))
     by_zarr(tmp_path, values, chunk=(2, 3), shard=(6, 6), compressors=[BloscCodec(cname="lz4")])

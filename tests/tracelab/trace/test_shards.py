@@ -13,9 +13,9 @@ from zarr.core.sync import sync
 from zarr.storage import MemoryStore
 
 from tracelab.contracts import Variable
-from tracelab.trace import documents
-from tracelab.trace.layout import COMPRESSIONS, Layout
-from tracelab.trace.shards import ShardBuilder, encode_strings, encode_table
+from tracelab.trace.writing import documents
+from tracelab.trace.writing.layout import COMPRESSIONS, Layout
+from tracelab.trace.writing.shards import ShardBuilder, encode_strings, encode_table
 
 
 def store_of(objects):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import zarr
 
-from tracelab.trace import objects, parts, shelves, unfinished
-from tracelab.trace.locations import resolve
-from tracelab.trace.parts import Cells
-from tracelab.trace.unfinished import Job, Kind
+from tracelab.trace.places import objects
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.resultstore import parts, shelves, unfinished
+from tracelab.trace.resultstore.parts import Cells
+from tracelab.trace.resultstore.unfinished import Job, Kind
 
 BASIS, OTHER = "a" * 20, "b" * 20
 KIND = Kind("toy", 2, 1, BASIS)

@@ -7,11 +7,11 @@ import pytest
 import zarr
 from zarr.storage import LocalStore, MemoryStore
 
-import tracelab.trace.exits as exits
+import tracelab.trace.writing.exits as exits
 from tracelab.errors import TraceError, UsageError
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.recorder import Recorder
+from tracelab.trace.writing.recorder import Recorder
 
 LAYERS = {"fc.weight": (8, 16), "fc.bias": (8,)}
 

@@ -10,7 +10,7 @@ from objectstores import RESET, Reply
 
 import tracelab
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import remote
+from tracelab.trace.places import remote
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from tracelab.cli import main; main()"]
 LAYERS = {"w": (2, 3)}
@@ -180,7 +180,7 @@ def test_the_command_line_says_it_in_one_line(bucket, moto_port):
 
 ATTACHED = """
 import sys, torch, tracelab
-from tracelab.trace.creation import create
+from tracelab.trace.writing.creation import create
 create.__kwdefaults__["flush_seconds"] = 0.05
 torch.manual_seed(0)
 model = torch.nn.Linear(4, 3)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import create, guard
+from tracelab.trace import create
 from tracelab.trace import open as open_trace
-from tracelab.trace.verification import verify
+from tracelab.trace.health.verification import verify
+from tracelab.trace.writing import guard
 
 LAYERS = {"w": (30, 4)}
 

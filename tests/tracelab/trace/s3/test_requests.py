@@ -127,7 +127,7 @@ def test_a_large_root_document_is_not_downloaded(bucket, proxy):
     bucket.client.put_object(
         Bucket=bucket.name, Key="run.zarr/zarr.json", Body=b"[" + b" " * (2**26) + b"]"
     )
-    location = tracelab.trace.locations.resolve(bucket.url())
+    location = tracelab.trace.places.locations.resolve(bucket.url())
     assert location.read("zarr.json", 1_000) == b"[" + b" " * 999
     assert sum(request.received for request in proxy.requests) <= 2_000
 

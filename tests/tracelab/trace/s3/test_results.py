@@ -11,7 +11,8 @@ from objectstores import Reply
 import tracelab
 from tracelab import registry
 from tracelab.errors import UsageError
-from tracelab.trace import remote, shelves
+from tracelab.trace.places import remote
+from tracelab.trace.resultstore import shelves
 
 pytestmark = pytest.mark.slow
 CELLS = 6 * len(toys.LABELS)

@@ -9,10 +9,10 @@ from traces import write_trace
 
 import tracelab
 from tracelab.errors import TracelabError, UsageError
-from tracelab.trace import remote
-from tracelab.trace.locations import resolve
-from tracelab.trace.remoteclients import check_url
-from tracelab.trace.remotefaults import redacted
+from tracelab.trace.places import remote
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.places.remoteclients import check_url
+from tracelab.trace.places.remotefaults import redacted
 
 SECRET = "SeCrEt-nobody-may-see"
 USER = "UsEr-nobody-may-see"

@@ -9,8 +9,8 @@ from objectstores import Reply
 import tracelab
 from tracelab import verify
 from tracelab.errors import TraceError, UsageError
-from tracelab.trace import remote
-from tracelab.trace.remotefaults import RemoteError
+from tracelab.trace.places import remote
+from tracelab.trace.places.remotefaults import RemoteError
 
 pytestmark = pytest.mark.slow
 

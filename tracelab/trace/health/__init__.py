@@ -1,0 +1,1 @@
+"""Whether a trace is what was written: verify every checksum, repair what cannot be read."""

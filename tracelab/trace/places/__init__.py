@@ -1,0 +1,1 @@
+"""Where traces live: folders, archives, open Zarr stores and object stores."""
