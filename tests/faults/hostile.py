@@ -13,7 +13,7 @@ MAX_BYTES = 200e6
 OPEN = """
 import resource, sys, time
 import tracelab
-from tracelab.trace import reader
+from tracelab.trace.reading import reader
 from tracelab.errors import TraceError
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 started = time.perf_counter()

@@ -15,6 +15,7 @@ from tracelab.trace import Trace, create
 
 LAYERS = {"w": (50, 3), "b": (3,)}
 WEIGHTS = 153
+EVERY = {"steps": 1, "gradients": 1, "noise": 5}
 ACKNOWLEDGED = struct.Struct("<q")
 
 # Processes are forked from one that has imported everything: a trial costs milliseconds.
@@ -38,16 +39,17 @@ def append(writer, step):
 def record(path, seed, pipe, rank=None):
     """Write rows for ever; after each flush say in the pipe which step is the first not in it."""
     rng = random.Random(seed)
+    place = path if rank is None else path / "workers" / f"rank-{rank:03}"
+    first = continued(tracelab.open(place)) if (place / "zarr.json").exists() else 0
     with create(
         path,
         LAYERS,
-        resume=True,
+        resume=first if first else True,
         rank=rank,
         flush_seconds=rng.choice([0.002, 0.02, 0.2]),
         queue_bytes=rng.choice([20_000, 200_000, 2**20]),
         compression=("none", "lz4")[zlib.crc32(str(path).encode()) % 2],
     ) as writer:
-        first = continued(path, rank)
         os.write(pipe, ACKNOWLEDGED.pack(first))
         for step in range(first, 2**40):
             append(writer, step)
@@ -58,13 +60,13 @@ def record(path, seed, pipe, rank=None):
                 time.sleep(0.001)
 
 
-def continued(path, rank=None):
-    """Return the first step that is missing from any group."""
-    trace = tracelab.open(path if rank is None else path / "workers" / f"rank-{rank:03}")
-    steps = [
-        int(group["step"].values[-1]) for group in trace.groups.values() if group.sizes["step"]
-    ]
-    return max(steps, default=-1) + 1
+def continued(trace):
+    """Return the first step that is missing from any group: a commit can come between them."""
+    following = []
+    for name, every in EVERY.items():
+        steps = trace.groups[name]["step"].values if name in trace.groups else ()
+        following.append(int(steps[-1]) + every if len(steps) else 0)
+    return min(following)
 
 
 class Recording:
@@ -123,7 +125,7 @@ def _in_child(path, seed, pipe, rank):
 def check(trace: Trace):
     """Return the first step missing from any group, after comparing every row with what it was."""
     following = []
-    for name, every in (("steps", 1), ("gradients", 1), ("noise", 5)):
+    for name, every in EVERY.items():
         if name not in trace.groups:
             following.append(0)
             continue

@@ -17,7 +17,7 @@ from traces import write_trace
 
 import tracelab
 from faults import hostile
-from faults.rows import LAYERS, Recording, append, check
+from faults.rows import LAYERS, Recording, append, check, continued
 from tracelab.errors import DamagedError, TraceError, TracelabError, UsageError
 
 COMMAND = [sys.executable, "-c", "from tracelab.cli import main; main()"]
@@ -60,18 +60,13 @@ def sigkill_of_the_writer(folder, trials, seed):
         report = tracelab.verify(path)
         assert not report.damages, report
         if trial % 5 == 4:
-            with tracelab.create(path, LAYERS, resume=True) as writer:
-                for step in range(_next(path), _next(path) + 50):
+            first = continued(tracelab.open(path))
+            with tracelab.create(path, LAYERS, resume=first or True) as writer:
+                for step in range(first, first + 50):
                     append(writer, step)
             assert tracelab.open(path).state == "complete"
             check(tracelab.open(path))
     return found
-
-
-def _next(path):
-    trace = tracelab.open(path)
-    steps = [int(rows["step"].values[-1]) for rows in trace.groups.values() if rows.sizes["step"]]
-    return max(steps, default=-1) + 1
 
 
 def sigkill_of_a_rank(folder, trials, seed):

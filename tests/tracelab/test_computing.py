@@ -139,7 +139,7 @@ def test_what_a_killed_job_saved_is_not_computed_again(tmp_path):
     path, log = toys.write(tmp_path / "run", range(6)), tmp_path / "log"
     code = """
 import os
-from tracelab.trace import shelves
+from tracelab.trace.resultstore import shelves
 def die(*_, **__):
     for thread in __import__("threading").enumerate():
         if thread.name == "tracelab-save":
@@ -164,7 +164,7 @@ def test_a_job_killed_while_it_stores_leaves_no_result(tmp_path):
     path, log = toys.write(tmp_path / "run", range(3)), tmp_path / "log"
     code = """
 import os
-from tracelab.trace import resultform
+from tracelab.trace.resultstore import resultform
 def die(*_):
     os._exit(9)
 resultform.document = die

@@ -115,7 +115,7 @@ def test_workers_give_the_same_numbers(run, record):
     path = record()
     run("analyze", path, *FAST)
     before = tracelab.open(path).results["noise_scale"].load()
-    arguments = ("--workers", "1", "--memory", "1GiB", "--force")
+    arguments = ("--workers", "1", "--memory", "4GiB", "--force")
     assert run("analyze", path, *FAST, *arguments).exit_code == 0
     after = tracelab.open(path).results["noise_scale"].load()
     assert before.attrs["serial"] < after.attrs["serial"]

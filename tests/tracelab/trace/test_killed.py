@@ -15,7 +15,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has
 COMMON = """
 import os, signal, sys, warnings
 import numpy as np
-from tracelab.trace import create, locations, resuming
+from tracelab.trace import create
+from tracelab.trace.places import locations
+from tracelab.trace.writing import resuming
 
 LAYERS = {"w": (50, 3), "b": (3,)}
 ROWS = 300

@@ -187,7 +187,7 @@ def test_a_forked_child_leaves_the_trace_alone(tmp_path, end):
             writer.append("gradients", step=1000, **row(1000))
         except UsageError as error:
             print(error, flush=True)
-        from tracelab.trace import exits
+        from tracelab.trace.writing import exits
         print("open writers:", len(exits.writers()), flush=True)
         writer.mark_incomplete("from the child")
         writer.close()

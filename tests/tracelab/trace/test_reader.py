@@ -160,6 +160,8 @@ def test_a_url_is_recorded_to():
 
 def test_object_storage_needs_its_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    # What fsspec has loaded for another test.
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(MissingExtraError, match=r"'s3fs'.* pip install 'tracelab\[s3\]'"):
         open_trace("s3://bucket/sgd.zarr")
     with pytest.raises(UsageError, match="reading 'gs://bucket/a' needs a package that is not ins"):

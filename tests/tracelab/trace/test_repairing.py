@@ -633,7 +633,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[2])
 import damage, tracelab
 from pathlib import Path
-from tracelab.trace import repairing
+from tracelab.trace.health import repairing
 
 CHANGES = {"os.link", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"}
 path, moment, seen = Path(sys.argv[1]), 0, 0
