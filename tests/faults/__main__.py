@@ -15,7 +15,7 @@ def main():
     told = {}
     for name, (scenario, trials) in SCENARIOS.items():
         started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             try:
                 found = scenario(Path(folder), trials, seed=0)
             except PermissionError as error:

@@ -18,6 +18,9 @@ from tracelab.trace.writing.lock import LOCK_FILE, Lock, acquire
 __all__ = ["Claim", "check_parent", "claim", "idle_ranks", "vacant"]
 
 
+_LOOKS = (0.01, 0.03, 0.1, 0.3, 0.6)
+
+
 class _State(Enum):
     """What is at a place."""
 
@@ -97,8 +100,12 @@ def check_parent(location: Location) -> None:
     UsageError
         If there is something else than a trace.
     """
-    if _state(location) is _State.OTHER:
-        raise _left_alone(location)
+    # Rank 0 may be making its trace at this moment: looked at half-way, it may seem anything.
+    for pause in _LOOKS:
+        if _state(location) is not _State.OTHER:
+            return
+        time.sleep(pause)
+    raise _left_alone(location)
 
 
 def vacant(location: Location) -> bool:
