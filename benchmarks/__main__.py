@@ -1,33 +1,55 @@
-"""Runs every benchmark and writes the tables to benchmarks/RESULTS.md."""
+"""Runs benchmarks and writes their tables to benchmarks/RESULTS.md.
+
+``python -m benchmarks [NAME...]``: those named, or all but those of `LONG`; the tables of the
+others stay as they were.
+"""
 
 import contextlib
 import importlib
 import io
 import platform
+import re
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+HEAD = "# Benchmarks\n\nWritten by `make bench`: paired ratios in one process, medians."
+# Writes 40 GB and takes most of an hour.
+LONG = ("larger_than_memory",)
+
+
+def known() -> list[str]:
+    names = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
+    # Parts of another: `store` runs `store_reading`.
+    return [name for name in names if not any(name.startswith(f"{other}_") for other in names)]
+
+
+def tables() -> dict[str, str]:
+    """Return the tables that were written before, by name."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    parts = re.split(r"^## (\w+)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], map(str.strip, parts[2::2]), strict=True))
 
 
 def main() -> None:
-    """Run each module of this folder that has a ``main`` and gather what it prints."""
-    names = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-    pages = [
-        "# Benchmarks\n\nWritten by `make bench`: paired ratios in one process, medians.\n",
-        f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, Python {platform.python_version()}\n",
-    ]
+    names = sys.argv[1:] or [name for name in known() if name not in LONG]
+    # Modules with options of their own read none of these.
+    sys.argv[1:] = []
     for name in names:
-        # Parts of another: `store` runs `store_reading`.
-        if any(name.startswith(f"{other}_") for other in names):
-            continue
         print(f"== {name}", flush=True)
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             importlib.import_module(f"benchmarks.{name}").main()
         print(text.getvalue(), flush=True)
-        pages.append(f"## {name}\n\n{text.getvalue().strip()}\n")
-    (HERE / "RESULTS.md").write_text("\n".join(pages))
+        when = f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}"
+        found = tables() | {
+            name: f"{when}, Python {platform.python_version()}\n\n{text.getvalue()}"
+        }
+        kept = {name: found[name] for name in known() if name in found}
+        pages = [f"## {name}\n\n{table.strip()}\n" for name, table in kept.items()]
+        RESULTS.write_text("\n".join([f"{HEAD}\n", *pages]))
 
 
 if __name__ == "__main__":

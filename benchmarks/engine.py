@@ -21,8 +21,8 @@ from tracelab import open as open_trace
 from tracelab.loading import load
 from tracelab.trace import Trace
 
-STEPS, LAYERS, BATCHES, SERIES = 500, 4, 200, 64
-ROUNDS = 5
+STEPS, LAYERS, BATCHES, SERIES = 125, 4, 200, 64
+ROUNDS = 3
 
 
 def record(path: Path, cells: int) -> Trace:

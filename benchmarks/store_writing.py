@@ -32,7 +32,7 @@ import tracelab
 from tracelab.trace import create
 from tracelab.trace.schema import KINDS
 
-ROUNDS = 5
+ROUNDS = 9
 STEPS = 128
 CHUNK, SHARD = (16, 16_384), (64, 262_144)
 PACE = 0.05
