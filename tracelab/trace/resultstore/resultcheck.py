@@ -111,7 +111,8 @@ def parse(content: bytes, location: Location, path: str, run: str | None) -> Ent
         if sum(map(stored_bytes, labels.values())) > MAX_LABEL_BYTES:
             raise ValueError("it has more labels than can be read")
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        problem = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{problem}; it is none that this tracelab wrote") from None
     return Entry(location, path, attrs, arrays, checksums)
 
 
