@@ -358,10 +358,12 @@ class Gate:
         self.inner = inner
         self.open = threading.Event()
         self.open.set()
+        self.reached = threading.Event()
         self.error = None
         self.lenient = False
 
     def put(self, key, parts):
+        self.reached.set()
         self.open.wait()
         if self.error is not None and not (self.lenient and key == "zarr.json"):
             raise self.error
@@ -389,8 +391,11 @@ def gated(monkeypatch, tmp_path):
 def test_append_blocks_only_when_the_queue_is_full(gated):
     writer, gate = gated
     writer.append("weights", step=0, full=np.zeros(2000))
+    gate.reached.clear()
     gate.open.clear()
     threading.Thread(target=writer._recorder.flush, daemon=True).start()
+    # The thread that takes rows waits for storage from here on.
+    assert gate.reached.wait(30)
     done = []
 
     def fill():
