@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
+from tracelab_collectors.attach import attach
 from tracelab_collectors.collector import Collector
-from tracelab_collectors.session import Session, attach
+from tracelab_collectors.session import Session
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tracelab.schedule import Schedule
-from tracelab.sketch import Sample
-from tracelab_collectors.collector import Block, Recording, Run
+from tracelab_collectors.collector import Block, Recording, Run, Source
 from tracelab_collectors.handover import Handover
 from tracelab_collectors.lane import Lane
 from tracelab_collectors.layout import Layout
@@ -30,28 +29,32 @@ class Member:
     schedule: Schedule
     recording: Recording
 
-    def rehearse(self, run: Run) -> None:
-        """Reduce one block that is thrown away, before training starts.
+    def rehearse(self, run: Run) -> int:
+        """Reduce one block that is thrown away, before training starts; return its row's bytes.
 
-        Kernels are compiled and errors met here, and not beside the first steps.
+        Kernels are compiled and errors met here, and not beside the first steps. What probes
+        measure is not known before: they count as 0.
         """
-        if not self.recording.probe:
-            weights = run.weights(self.recording.layout).unsqueeze(0)
-            sources = dict.fromkeys(self.recording.reads, weights)
-            self.recording.reduce(Block((0,), sources))
+        if self.recording.probe:
+            return 0
+        weights = run.weights(self.recording.layout).unsqueeze(0)
+        names = [each.name if isinstance(each, Source) else each for each in self.recording.reads]
+        sources = dict.fromkeys(names, weights)
+        if self.recording.passes:
+            sources["passes"] = weights.unsqueeze(1).expand(-1, self.recording.passes, -1)
+        arrays = self.recording.reduce(Block((0,), sources))
+        return sum(array.numel() * array.element_size() for array in arrays.values())
 
     def definition(self) -> dict[str, Any]:
         """Return how its group is declared: the arguments of `tracelab.Writer.define`."""
         recording = self.recording
-        layout = recording.layout
-        numel = dict(zip(layout.names, layout.numel, strict=True))
-        tables = [each.tables(numel) for each in recording.sketches if isinstance(each, Sample)]
         return {
             "kind": self.kind,
-            "layers": layout.names,
+            "layers": recording.layout.names,
             "sketches": recording.sketches,
             "attrs": {"schedule": self.schedule.describe(), **recording.attrs},
-            "coordinates": tables[0] if tables else None,
+            "coordinates": recording.layout.coordinates(recording.sketches),
+            "variables": recording.variables or None,
         }
 
 
@@ -81,6 +84,8 @@ class Agenda:
         Where blocks go.
     first : int
         The first step.
+    waits : bool
+        Whether rows wait for memory; otherwise they are left out, and counted.
 
     Attributes
     ----------
@@ -89,14 +94,23 @@ class Agenda:
     """
 
     def __init__(
-        self, run: Run, members: Mapping[str, Member], handover: Handover, first: int = 0
+        self,
+        run: Run,
+        members: Mapping[str, Member],
+        handover: Handover,
+        first: int = 0,
+        *,
+        waits: bool = True,
     ) -> None:
         self._run = run
         self._members = members
         self._handover = handover
-        self._scale: Tensor | None = None
+        self._waits = waits
         self._lanes = self._make_lanes()
-        self._due = [_Due(lane.schedule, partial(self._copy, lane), first) for lane in self._lanes]
+        self._copies = {
+            lane: _Due(lane.schedule, partial(self._begin, lane), first) for lane in self._lanes
+        }
+        self._due = [*self._copies.values()]
         self._due += [
             _Due(member.schedule, partial(self._probe, name, member.recording), first)
             for name, member in members.items()
@@ -104,31 +118,107 @@ class Agenda:
         ]
         for due in self._due:
             due.advance(first)
+        self._listening = [lane for lane in self._lanes if lane.listens]
+        self._heard: set[Lane] = set()
+        self._scales: dict[int, Tensor | None] = {}
+        self._step = first
         self.next = self._first()
 
-    def record(self, step: int, scale: Tensor | None) -> None:
-        """Copy and measure what is due, before the optimizer's step.
+    @property
+    def listens(self) -> bool:
+        """Whether anything is copied behind backward passes."""
+        return bool(self._listening)
 
-        Parameters
-        ----------
-        step : int
-            The step.
-        scale : Tensor, optional
-            What gradients are still multiplied by.
-        """
-        self._scale = scale
+    @property
+    def hears(self) -> bool:
+        """Whether anything is copied while gradients arrive."""
+        return any(lane.passes for lane in self._listening)
+
+    def begin(self, step: int) -> None:
+        """Copy and measure what is due, before the first optimizer's step."""
+        self._step = step
         for due in self._due:
             if due.step <= step:
                 due.action(step)
                 due.advance(step + 1)
         self.next = self._first()
 
-    def complete(self, step: int) -> None:
-        """Copy what is known only after the optimizer's step, and hand over full blocks."""
+    def gradients(
+        self, step: int, which: int, scale: Tensor | None, passes_scale: Tensor | None
+    ) -> None:
+        """Copy gradients that are due, before an optimizer's step.
+
+        Parameters
+        ----------
+        step : int
+            The step.
+        which : int
+            The optimizer.
+        scale : Tensor, optional
+            What its gradients are still multiplied by.
+        passes_scale : Tensor, optional
+            What they were multiplied by when backward passes ended.
+        """
+        self._scales[which] = passes_scale
+        for lane in tuple(self._lanes):
+            if lane.begins(step):
+                self._attempt(lane, partial(lane.copy_gradients, which, scale))
+
+    def expects(self, step: int) -> list[Lane]:
+        """Return the lanes that copy something behind the backward passes before a step."""
+        return [
+            lane for lane in self._listening if lane.begins(step) or self._copies[lane].step <= step
+        ]
+
+    def arriving(self, step: int, layer: int, index: int, gradient: Tensor) -> None:
+        """Copy what a backward pass is about to add to a layer's gradient."""
+        name = self._run.layout.names[layer]
+        for lane in self.expects(step):
+            if lane.passes and name in lane.layout.positions:
+                position = lane.layout.positions[name]
+                self._attempt(lane, partial(lane.heard, position, index, gradient))
+
+    def passed(self, step: int, stepped: set[int]) -> None:
+        """Copy what backward passes have accumulated so far; some optimizers may have stepped."""
+        for lane in self.expects(step):
+            self._heard.add(lane)
+            self._attempt(lane, partial(lane.passed, step, stepped))
+
+    def complete(self, step: int, which: int) -> None:
+        """Copy what is known only after an optimizer's step."""
+        for lane in tuple(self._lanes):
+            self._attempt(lane, partial(lane.take_update, step, which))
+
+    def close(self, step: int, passes: int, stepped: set[int]) -> None:
+        """Complete the rows of a step, and hand over full blocks.
+
+        Parameters
+        ----------
+        step : int
+            The step.
+        passes : int
+            The backward passes that its gradient is made of.
+        stepped : set of int
+            The optimizers that have taken the step.
+        """
+        if len(stepped) < len(self._run.optimizers):
+            for lane in tuple(self._lanes):
+                if lane.begins(step):
+                    self._attempt(lane, partial(lane.lack_updates, stepped))
+        for lane in tuple(self._listening):
+            if lane.begins(step):
+                scale = next((s for s in self._scales.values() if s is not None), None)
+                self._attempt(lane, partial(lane.settle, passes, scale, lane in self._heard))
+        self._heard.clear()
+        self._scales.clear()
         for lane in self._lanes:
-            lane.copy_update(step)
             if lane.full:
                 self._handover.lane(lane)
+
+    def refresh(self) -> None:
+        """Record the parameters that took the place of others."""
+        for lane in self._lanes:
+            lane.refresh()
 
     def hand_over(self) -> None:
         """Hand over what has been copied so far."""
@@ -144,18 +234,30 @@ class Agenda:
 
     def stop(self) -> None:
         """Record nothing from now on."""
-        self._lanes, self._due, self.next = [], [], NEVER
+        self._lanes, self._due, self._listening, self.next = [], [], [], NEVER
 
     def _first(self) -> int:
         return min((due.step for due in self._due), default=NEVER)
 
-    def _copy(self, lane: Lane, step: int) -> None:
-        if lane not in self._lanes:
-            return
+    def _begin(self, lane: Lane, step: int) -> None:
+        if lane in self._lanes:
+            self._attempt(lane, partial(self._begin_row, lane, step))
+
+    def _begin_row(self, lane: Lane, step: int) -> None:
+        if not lane.begin(step):
+            for name in lane.members:
+                self._handover.leave_out(name)
+
+    def _attempt(self, lane: Lane, action: Callable[[], Any]) -> None:
+        """Do something with a lane; record no more of its members if that fails."""
         try:
-            lane.copy(step, self._scale)
+            action()
         except Exception as error:
+            if lane not in self._lanes:
+                return
             self._lanes.remove(lane)
+            self._listening = [each for each in self._listening if each is not lane]
+            lane.abandon(self._step)
             self._handover.lane(lane)
             for name in lane.members:
                 self._handover.fail_behind(name, error)
@@ -164,12 +266,13 @@ class Agenda:
         self._handover.block(name, recording, Block((step,), {}))
 
     def _make_lanes(self) -> list[Lane]:
-        shared: dict[tuple[Layout, Schedule], dict[str, Recording]] = {}
+        shared: dict[tuple[Layout, Schedule, bool], dict[str, Recording]] = {}
         for name, member in self._members.items():
             if not member.recording.probe:
-                key = (member.recording.layout, member.schedule)
+                listens = bool(member.recording.passes) or "pre_clip" in member.recording.reads
+                key = (member.recording.layout, member.schedule, listens)
                 shared.setdefault(key, {})[name] = member.recording
         return [
-            Lane(self._run, layout, schedule, recordings)
-            for (layout, schedule), recordings in shared.items()
+            Lane(self._run, layout, schedule, recordings, waits=self._waits)
+            for (layout, schedule, _), recordings in shared.items()
         ]

@@ -12,7 +12,7 @@ from tracelab.contracts import Variable
 from tracelab.errors import UsageError
 from tracelab.trace import Writer
 from tracelab.trace.writing.resuming import Found, first_step
-from tracelab_collectors.collector import Recording, Run
+from tracelab_collectors.collector import Recording, Run, local_part
 
 __all__ = ["START", "Beginning", "begin", "check_start", "recorded_start", "store_start"]
 
@@ -112,7 +112,10 @@ def store_start(writer: Writer, run: Run, step: int) -> None:
         dtype,
         "weights of all layers, in order, from which distances are measured",
     )
-    flat = [each.detach().reshape(-1).to("cpu", run.dtype) for each in run.parameters.values()]
+    flat = [
+        local_part(each.detach()).reshape(-1).to("cpu", run.dtype)
+        for each in run.parameters.values()
+    ]
     values = torch.cat(flat).numpy()
     values.setflags(write=False)
     writer.define(START, variables=[weights])

@@ -7,22 +7,53 @@ for, at the steps of its schedule, into blocks of several steps, and hands these
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from itertools import accumulate
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from tracelab.contracts import Variable
 from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Sketch
 from tracelab_collectors.layout import Layout
 
-__all__ = ["Block", "Collector", "Recording", "Run", "Source", "select_layers"]
+__all__ = [
+    "Block",
+    "Collector",
+    "Loss",
+    "Places",
+    "Recording",
+    "Run",
+    "Source",
+    "local_part",
+    "select_layers",
+]
 
-Source: TypeAlias = Literal["gradient", "weight", "update"]
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
+Places: TypeAlias = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Something that is copied of every layer, before the optimizer's step.
+
+    Parameters
+    ----------
+    name : str
+        Its key in `Block.sources`. The names ``gradient``, ``pre_clip``, ``weight`` and ``update``
+        are the session's own: a recording reads these by name alone.
+    read : callable
+        A parameter, the optimizer's state of it and the parameter group it is in, to a tensor of
+        the parameter's shape; None where there is none. It runs in the training thread, without
+        a graph.
+    """
+
+    name: str
+    read: Callable[[Tensor, Mapping[str, Any], Mapping[str, Any]], Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +64,16 @@ class Block:
     ----------
     steps : tuple of int
         The steps, one per row.
-    sources : mapping of Source to Tensor, shape (row, layout.size)
-        Flat copies: ``gradient`` and ``weight`` at the step, ``update`` of the step.
-    missing : tuple of (row, layer)
-        Layers that had no gradient at a step; their copies are NaN.
+    sources : mapping of str to Tensor, shape (row, layout.size)
+        Flat copies: ``gradient`` and ``weight`` at the step, ``pre_clip`` what the gradient was
+        before it was clipped, ``update`` of the step, and a recording's own sources.
+    missing : mapping of str to sequence of (row, layer)
+        By source: layers that had none at a step; their copies are NaN.
     """
 
     steps: tuple[int, ...]
-    sources: Mapping[Source, Tensor]
-    missing: tuple[tuple[int, int], ...] = ()
+    sources: Mapping[str, Tensor]
+    missing: Mapping[str, Places] = field(default_factory=dict)
 
 
 Reduce: TypeAlias = Callable[[Block], Mapping[str, Tensor]]
@@ -59,12 +91,19 @@ class Recording:
         Block to arrays whose first dimension is the block's rows: new tensors, not views of the
         block, whose memory is used again. Pure, and called away from the training thread, unless
         `probe`.
-    reads : frozenset of Source
-        What the session copies for it.
+    reads : frozenset of str or Source
+        What the session copies for it: ``gradient``, ``pre_clip``, ``weight``, ``update``, or
+        sources of its own.
     sketches : tuple of Sketch
         The sketches in its arrays.
     attrs : mapping
         What its group says beside the kind's own attributes.
+    variables : tuple of Variable
+        The group's arrays, if its kind is not one of the schema's.
+    passes : int
+        How many backward passes of a step it reads, as ``passes`` in `Block.sources`, of shape
+        (row, passes, layout.size): what each added to the gradient in this process, NaN where a
+        step had fewer.
     probe : bool
         Whether `reduce` measures by itself: it is called in the training thread, at one step.
     final : bool
@@ -75,9 +114,11 @@ class Recording:
 
     layout: Layout
     reduce: Reduce
-    reads: frozenset[Source] = frozenset()
+    reads: frozenset[str | Source] = frozenset()
     sketches: tuple[Sketch, ...] = ()
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    variables: tuple[Variable, ...] = ()
+    passes: int = 0
     probe: bool = False
     final: bool = False
     from_start: bool = False
@@ -105,6 +146,8 @@ class Run:
         Number of examples in `data`.
     start : Tensor of shape (weight,), optional
         All weights at the start of the run, in order, where the run goes on.
+    optimizers : tuple of Optimizer
+        Those that train the layers.
     """
 
     layout: Layout
@@ -117,21 +160,22 @@ class Run:
     data: Any = None
     data_size: int | None = None
     start: Tensor | None = None
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
 
     def weights(self, layout: Layout) -> Tensor:
         """Return a flat copy of the present weights of a layout's layers."""
-        tensors = [self.parameters[name].detach() for name in layout.names]
+        tensors = [local_part(self.parameters[name].detach()) for name in layout.names]
         return layout.flat(tensors, dtype=self.dtype, device=self.device)
 
     def start_weights(self, layout: Layout) -> Tensor:
         """Return a flat copy of the weights at the start: present ones unless the run goes on."""
         if self.start is None:
             return self.weights(layout)
+        own = self.layout
+        ends = dict(zip(own.names, accumulate(own.numel), strict=True))
         tensors = [
-            self.start[offset : offset + numel].view(shape)
-            for offset, numel, shape in zip(
-                layout.offsets, layout.numel, layout.shapes, strict=True
-            )
+            self.start[ends[name] - numel : ends[name]].view(shape)
+            for name, numel, shape in zip(layout.names, layout.numel, layout.shapes, strict=True)
         ]
         return layout.flat(tensors, dtype=self.dtype, device=self.device)
 
@@ -146,7 +190,7 @@ class Collector(Protocol):
 
     @property
     def kind(self) -> str:
-        """Kind of that group, one of the schema's."""
+        """Kind of that group: one of the schema's, or one whose arrays its recording declares."""
 
     @property
     def schedule(self) -> Schedule:
@@ -154,6 +198,12 @@ class Collector(Protocol):
 
     def bind(self, run: Run) -> Recording:
         """Return its recording of one run; a UsageError here stops before training starts."""
+
+
+def local_part(tensor: Any) -> Tensor:
+    """Return the part of a tensor that this process has: all of it, unless it is sharded."""
+    local: Tensor = tensor.tolocal_part() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def select_layers(layout: Layout, layers: str | None, exclude: str | None, whose: str) -> Layout:

@@ -10,16 +10,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from tracelab.errors import TracelabError
 from tracelab.trace import Writer
 from tracelab.typing import Array
 from tracelab_collectors.collector import Block, Recording
 from tracelab_collectors.lane import Lane
 from tracelab_collectors.worker import Worker, to_host
 
-__all__ = ["STEPS", "Handover"]
+__all__ = ["STEPS", "BudgetSpentError", "Handover"]
 
 STEPS = "steps"
 Arrays: TypeAlias = Callable[[], Mapping[str, Array]]
+
+
+class BudgetSpentError(TracelabError):
+    """The trace has as many bytes as it may."""
 
 
 class Handover:
@@ -34,6 +39,10 @@ class Handover:
         them in the order of its stream, and only the results are waited for in the background.
     recorded : mapping of str to int, optional
         Step of the last row that each group has already, of a trace that goes on.
+    max_bytes : int, optional
+        Bytes of rows, before compression, behind which nothing more is appended.
+    waits : bool
+        Whether rows wait for the background; otherwise those it has no room for are left out.
 
     Attributes
     ----------
@@ -44,7 +53,13 @@ class Handover:
     """
 
     def __init__(
-        self, writer: Writer, device: torch.device, recorded: Mapping[str, int] | None = None
+        self,
+        writer: Writer,
+        device: torch.device,
+        recorded: Mapping[str, int] | None = None,
+        max_bytes: int | None = None,
+        *,
+        waits: bool = True,
     ) -> None:
         self.failures: deque[tuple[str, Exception]] = deque()
         self.failed: set[str] = set()
@@ -52,6 +67,9 @@ class Handover:
         self._stopped: set[str] = set()
         self._writer = writer
         self._recorded = recorded or {}
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._waits = waits
         self._in_background = device.type == "cpu"
         self._worker = Worker(f"tracelab {writer.run[:8]}")
 
@@ -83,7 +101,13 @@ class Handover:
         except Exception as error:
             self.fail_behind(name, error)
         else:
-            self._worker.put(partial(self._append, name, block.steps, arrays))
+            append = partial(self._append, name, block.steps, arrays)
+            if not self._worker.put(append, wait=self._waits):
+                self.leave_out(name, len(block.steps))
+
+    def leave_out(self, name: str, rows: int = 1) -> None:
+        """Count rows that found no room, which the trace then says."""
+        self._writer.leave_out(name, rows)
 
     def rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows of the group ``steps``, some of whose scalars may be on a device."""
@@ -130,9 +154,15 @@ class Handover:
             # The last weights of a run that was ended are the first of the one that goes on.
             first = sum(step <= self._recorded.get(name, -1) for step in steps)
             rows = {key: array[first:] for key, array in found.items()}
+            self._spend(sum(array.nbytes for array in rows.values()))
             self._writer.extend(name, steps=steps[first:], **rows)
         except Exception as error:
             self.fail(name, error)
+
+    def _spend(self, nbytes: int) -> None:
+        self._bytes += nbytes
+        if self._max_bytes is not None and self._bytes > self._max_bytes:
+            raise BudgetSpentError(f"the {self._max_bytes} bytes of max_bytes are recorded")
 
     def _append_rows(self, rows: Sequence[dict[str, Any]], scalars: Arrays) -> None:
         if STEPS in self.failed:

@@ -61,11 +61,16 @@ def fold(
     signs: FloatArray,
     starts: IntArray,
     numels: IntArray,
+    phases: IntArray,
     period: int,
     out: FloatArray,
 ) -> None:
-    """Write each layer's projection to `out` (row, layer, k): `tracelab.Project`, by stretches."""
+    """Write each layer's projection to `out` (row, layer, k): `tracelab.Project`, by stretches.
+
+    The first coordinate of a layer has the residue that `phases` says: not 0 in a shard.
+    """
     k = out.shape[2]
+    buckets = np.empty(period, dtype=np.float64)
     residues = np.empty(period, dtype=np.float64)
     for row in range(rows.shape[0]):
         for layer in range(numels.size):
@@ -77,10 +82,13 @@ def fold(
                 for j in range(values.size):
                     residues[j] += np.float64(flips[j] * values[j])
                 base += period
+            phase = phases[layer]
+            for j in range(period):
+                buckets[j] = residues[j - phase]
             for j in range(period - k):
-                residues[j] += residues[k + j]
+                buckets[j] += buckets[k + j]
             for j in range(k):
-                out[row, layer, j] = residues[j]
+                out[row, layer, j] = buckets[j]
 
 
 @_compiled

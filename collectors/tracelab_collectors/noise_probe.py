@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
 import torch
@@ -11,18 +11,19 @@ from torch import Tensor
 from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
-from tracelab_collectors.collector import Block, Recording, Run, select_layers
-from tracelab_collectors.examples import Examples
+from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.moments import squared_norms
+from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.sketching import Sketcher, sketcher
 
 __all__ = ["NoiseProbe"]
 
 
 @dataclass(frozen=True)
-class NoiseProbe:
+class NoiseProbe(Scheduled):
     r"""Gradient noise :math:`\zeta_b = g_b(w) - g(w)` at frozen weights.
 
     At each step of its schedule `batches` independent minibatches are drawn and their gradients
@@ -34,8 +35,8 @@ class NoiseProbe:
 
     Parameters
     ----------
-    every, start, stop, steps
-        Schedule; see `tracelab.schedule.Schedule`.
+    every, start, stop, steps, layers, exclude, name
+        As for every collector; see `tracelab_collectors.scheduled.Scheduled`.
     batches : int
         Minibatches per probe.
     batch_size : int
@@ -50,10 +51,6 @@ class NoiseProbe:
     data_batch_size : int, optional
         Examples per piece of that pass. Default: `batch_size`, so that batch normalisation, whose
         loss is no mean over examples, sees batches of the same size.
-    layers, exclude : str, optional
-        Regular expressions that whole layer names must, or must not, match.
-    name : str
-        Name of the group.
 
     Raises
     ------
@@ -77,30 +74,16 @@ class NoiseProbe:
     sketch: Sketch | Sequence[Sketch] = (Project(256), Sample(64))
     full_gradient: bool = True
     data_batch_size: int | None = None
-    start: InitVar[int] = 0
-    stop: InitVar[int | None] = None
-    steps: InitVar[Iterable[int] | None] = None
-    layers: str | None = None
-    exclude: str | None = None
     name: str = "noise"
     kind: str = field(default="noise", init=False)
-    schedule: Schedule = field(init=False)
 
-    def __post_init__(
-        self,
-        every: int | Schedule,
-        start: int,
-        stop: int | None,
-        steps: Iterable[int] | None,
-    ) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
+    def validate(self) -> None:
+        """Check the arguments."""
         object.__setattr__(self, "sketch", validate(self.sketch))
         if self.data_batch_size is None:
             object.__setattr__(self, "data_batch_size", self.batch_size)
         for name in ("batches", "batch_size", "data_batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UsageError(f"NoiseProbe needs {name} of at least 1, got {value!r}")
+            at_least(1, **{f"NoiseProbe's {name}": getattr(self, name)})
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run.
@@ -111,28 +94,20 @@ class NoiseProbe:
             If the run has no loss or no data, or fewer examples than a minibatch drawn without
             replacement.
         """
-        whose = f"collector {self.name!r}"
-        if run.loss is None or run.data is None:
-            missing = "loss" if run.loss is None else "data"
-            raise UsageError(
-                f"{whose} measures gradients by itself and needs {missing}; "
-                f"give attach(..., {missing}=...)"
-            )
-        examples = Examples.of(run.data, run.data_size, run.device)
+        examples, loss = Indexed.of_run(run, self.whose)
         if not self.replacement and self.batch_size > examples.size:
             raise UsageError(
-                f"{whose}: batch_size={self.batch_size} without replacement exceeds the "
+                f"{self.whose}: batch_size={self.batch_size} without replacement exceeds the "
                 f"{examples.size} examples of data; lower it or set replacement=True"
             )
-        layout = select_layers(run.layout, self.layers, self.exclude, whose)
+        layout = self.layout(run)
         sketches = validate(self.sketch)
-        loss, model = run.loss, run.model
-        parameters = {name: run.parameters[name] for name in layout.names}
         sketch = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
 
         def measure(block: Block) -> dict[str, Tensor]:
             # The loss is bound anew: a parameter's memory can have moved since the last probe.
-            frozen = FrozenLoss(loss, model, parameters)
+            parameters = {name: run.parameters[name] for name in layout.names}
+            frozen = FrozenLoss(loss, run.model, parameters)
             row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
             measurement = _Measurement(self, frozen, examples, layout, sketch, row)
             # Consecutive steps and seeds must not share draws: both go through a hash.
@@ -158,7 +133,7 @@ class _Measurement:
 
     probe: NoiseProbe
     loss: FrozenLoss
-    examples: Examples
+    examples: Indexed
     layout: Layout
     sketch: Sketcher
     row: Tensor

@@ -1,193 +1,47 @@
-"""attach(): records a training run without a change to its loop, its weights or its generators."""
+"""A recording in progress: what its hooks do at every step, and what happens when one fails."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from tracelab.errors import IncompleteTraceWarning, TraceError, UsageError
-from tracelab.sketch import Project, Sample
-from tracelab.trace import Writer, create
-from tracelab.trace.writing.resuming import look
+from tracelab.errors import IncompleteTraceWarning, TraceError
+from tracelab.trace import Writer
 from tracelab_collectors import exits
 from tracelab_collectors.agenda import Agenda, Member
-from tracelab_collectors.beginning import (
-    START,
-    Beginning,
-    begin,
-    check_start,
-    recorded_start,
-    store_start,
-)
-from tracelab_collectors.collector import Collector, Loss, Run
-from tracelab_collectors.gradients import Gradients
-from tracelab_collectors.handover import STEPS, Handover
-from tracelab_collectors.hooks import Hooks
-from tracelab_collectors.statistics import Statistics
+from tracelab_collectors.beginning import Beginning
+from tracelab_collectors.collector import Run
+from tracelab_collectors.handover import STEPS, BudgetSpentError, Handover
+from tracelab_collectors.hooks import Hooks, behind_backward
+from tracelab_collectors.passes import Passes
+from tracelab_collectors.scaling import calling_scale
 from tracelab_collectors.steps import StepRows, scalar
 from tracelab_collectors.subject import Subject
 
-__all__ = ["Session", "attach"]
+__all__ = ["Pause", "Session"]
 
 # Nothing recorded waits longer than this for its hand-over while training goes on.
 SECONDS = 2.0
 ROWS = 256
 
 
-def attach(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    path: str | Path,
-    *,
-    collectors: Sequence[Collector] | None = None,
-    loss: Loss | None = None,
-    data: Any = None,
-    data_size: int | None = None,
-    seed: int | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool | int = False,
-    rank: int | None = None,
-    world_size: int | None = None,
-    run_id: str | None = None,
-    strict: bool = False,
-    layers: str | None = None,
-    exclude: str | None = None,
-) -> Session:
-    """Record what an optimizer does to a model, until the session is closed.
+class Pause:
+    """A session that records nothing until the ``with`` block ends, or until `over`."""
 
-    The clock is this optimizer's step. Gradients, weights and losses of step t are those at the
-    weights before it. Weights, optimizer state, buffers and random generators of the training
-    run are bitwise the same as without recording.
+    def __init__(self, over: Callable[[], None]) -> None:
+        self.over = over
 
-    Parameters
-    ----------
-    model : nn.Module
-        The model; it may be compiled or wrapped for data parallelism.
-    optimizer : torch.optim.Optimizer
-        Trains at least one of the model's parameters. Layers of the trace are the parameters that
-        it trains and that require a gradient now; the trace names the others.
-    path : str or path
-        Where the trace goes.
-    collectors : sequence of Collector, optional
-        Default: `Statistics` and projected and sampled `Gradients`, at every step.
-    loss : callable, optional
-        ``loss(model, batch)`` returns the scalar mean loss of a batch; for probes.
-    data : Dataset or callable, optional
-        A map-style dataset, collated as by a ``DataLoader`` and moved to the model's device, or a
-        callable that takes a tensor of indices and returns a batch; for probes.
-    data_size : int, optional
-        Number of examples, where `data` has no length.
-    seed : int, optional
-        Seed of what probes draw. Default: 0, or that of the trace that goes on.
-    metadata : mapping, optional
-        Anything of the user's that JSON can hold.
-    overwrite : bool
-        Replace the trace at `path`, if there is one.
-    resume : bool or int
-        Go on with the trace at `path`, if there is one. With a step, the first step of this session
-        is that one: restore the checkpoint that was saved after so many optimizer steps, and give
-        their number. What was recorded of later steps is moved to a trace of its own. With True,
-        the session goes on after the last step that was recorded: for a run that ended, and whose
-        last weights are those of now.
-    rank, world_size, run_id : optional
-        Record one process of a job into a trace of its own inside the one at `path`; see ``rank``,
-        ``world_size`` and ``run`` of `tracelab.create`.
-    strict : bool
-        Raise where a collector fails. Default: warn once, go on without it and mark the trace as
-        incomplete.
-    layers, exclude : str, optional
-        Regular expressions that whole layer names must, or must not, match.
+    def __enter__(self) -> Self:
+        return self
 
-    Returns
-    -------
-    Session
-        A context manager.
-
-    Raises
-    ------
-    UsageError
-        If something cannot be recorded as asked; always before training starts.
-
-    Examples
-    --------
-    >>> with attach(model, optimizer, "runs/sgd.zarr") as session:  # doctest: +SKIP
-    ...     for x, y in loader:
-    ...         ...
-    ...         session.log(loss=loss)
-    """
-    if collectors is None:
-        collectors = (Statistics(), Gradients(sketch=(Project(256), Sample(64))))
-    for collector in collectors:
-        if not isinstance(collector, Collector):
-            raise UsageError(
-                f"collectors must hold collectors such as Gradients(), got {collector!r}"
-            )
-    names = [STEPS, START, *(collector.name for collector in collectors)]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"two groups are called {name!r}; give one of them name=")
-    subject = Subject.of(model, optimizer, layers, exclude)
-    shapes = dict(zip(subject.layout.names, subject.layout.shapes, strict=True))
-    found = look(path, resume, rank)
-    if found is not None:
-        found.check_layers(shapes, subject.kinds)
-        seed = int(found.snapshot.attrs.get("seed", 0)) if seed is None else seed
-    seed = seed or 0
-    first = next(iter(subject.parameters.values()))
-    double = any(each.dtype == torch.float64 for each in subject.parameters.values())
-    run = Run(
-        subject.layout,
-        subject.parameters,
-        subject.model,
-        torch.float64 if double else torch.float32,
-        first.device,
-        seed,
-        loss,
-        data,
-        data_size,
-        recorded_start(found),
-    )
-    bound = {
-        collector.name: Member(collector.kind, collector.schedule, collector.bind(run))
-        for collector in collectors
-    }
-    recordings = {name: member.recording for name, member in bound.items()}
-    check_start(found, run.start, recordings)
-    for name, member in bound.items():
-        if found is not None:
-            found.check_group(name, **member.definition())
-        member.rehearse(run)
-    beginning = begin(found, resume, STEPS, recordings)
-    writer = create(
-        path,
-        shapes,
-        metadata,
-        overwrite=overwrite,
-        resume=resume,
-        rank=rank,
-        world_size=world_size,
-        run=run_id,
-        attrs={**subject.attrs, "seed": seed, "software": {"torch": torch.__version__}},
-        kinds=subject.kinds,
-    )
-    try:
-        for name, member in bound.items():
-            writer.define(name, **member.definition())
-        if run.start is None and any(each.from_start for each in recordings.values()):
-            store_start(writer, run, beginning.step)
-        return Session(run, optimizer, writer, bound, beginning, strict=strict)
-    except BaseException:
-        writer.mark_incomplete("recording could not start", lasting=False)
-        writer.close()
-        raise
+    def __exit__(self, *_: object) -> None:
+        self.over()
 
 
 class Session:
@@ -206,30 +60,43 @@ class Session:
     def __init__(
         self,
         run: Run,
-        optimizer: torch.optim.Optimizer,
+        subject: Subject,
         writer: Writer,
         members: Mapping[str, Member],
         beginning: Beginning,
         *,
         strict: bool,
+        max_bytes: int | None,
+        waits: bool,
     ) -> None:
         self.writer = writer
         self._strict = strict
+        self._subject = subject
         self._groups = [STEPS, *members]
-        self._handover = Handover(writer, run.device, beginning.recorded)
-        self._agenda = Agenda(run, members, self._handover, beginning.step)
+        self._handover = Handover(writer, run.device, beginning.recorded, max_bytes, waits=waits)
+        self._agenda = Agenda(run, members, self._handover, beginning.step, waits=waits)
         self._rows = StepRows()
         self._taken = beginning.step
-        self._fires = [0] * len(run.parameters)
-        self._found_inf: Tensor | None = None
-        self._stepping = False
+        self._passes = Passes(subject.owners, len(run.optimizers))
+        self._found_inf: list[Tensor] = []
+        # Of the step that has begun and that not every optimizer has taken yet.
+        self._begun = False
+        self._due = False
+        self._entered: set[int] = set()
+        self._stepped: set[int] = set()
+        self._counted: tuple[int, int] | None = None
+        self._made_of = 0
         # While a probe runs the model, hooks are silent; after a failure of all, they stay so.
         self._suspended = False
+        self._pauses = 0
+        self._asked = False
         self._open = True
         self._error: Exception | None = None
         self._handed_over = time.perf_counter()
         self._started = self._handed_over - beginning.wall_time
-        self._hooks = Hooks(self, optimizer, list(run.parameters.values()))
+        self._hooks = Hooks(
+            self, run.optimizers, list(run.parameters.values()), arriving=self._agenda.hears
+        )
         exits.register(self)
 
     @property
@@ -254,8 +121,29 @@ class Session:
         UsageError
             If a value is no scalar or a name cannot be used.
         """
-        if self._open:
-            self._rows.log(scalars, backward_begun=any(self._fires))
+        if self._open and not self._pauses:
+            self._rows.log(scalars, backward_begun=self._passes.begun)
+
+    def pause(self) -> Pause:
+        """Record nothing of the steps until the ``with`` block ends, or until ``over()``.
+
+        Steps taken meanwhile count: their numbers are missing in the trace.
+
+        Returns
+        -------
+        Pause
+            A context manager.
+        """
+        self._pauses += 1
+        ended = False
+
+        def over() -> None:
+            nonlocal ended
+            if not ended:
+                ended = True
+                self._pauses -= 1
+
+        return Pause(over)
 
     def detach(self) -> None:
         """Record the final weights, leave model and optimizer as they were, close the trace.
@@ -272,6 +160,8 @@ class Session:
         self._open = False
         self._hooks.remove()
         try:
+            if self._begun:
+                self._end_step()
             self._hand_over(last=True)
             self._agenda.conclude(self._taken)
         except Exception as error:
@@ -315,70 +205,124 @@ class Session:
     # What hooks call, in the training thread.
 
     def before_step(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+        self, which: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, Any] | None:
-        """Record what is due at a step, before the optimizer takes it."""
+        """Record what is due at a step, before an optimizer takes it."""
         if self._suspended:
             return None
         replaced = None
         try:
-            replaced = self._begin(optimizer, args, kwargs)
+            replaced = self._begin(which, optimizer, args, kwargs)
         except Exception as error:
             self._handover.fail(STEPS, error)
         if self._handover.failures:
             self._settle(raising=True)
         return replaced
 
-    def after_step(self) -> None:
-        """Complete a step's row, after the optimizer took it."""
-        if self._suspended or not self._stepping:
+    def after_step(self, which: int) -> None:
+        """Complete what is recorded of a step, after an optimizer took it."""
+        if self._suspended or not self._begun:
             return
-        self._stepping = False
         try:
-            self._finish()
+            self._finish(which)
         except Exception as error:
             self._handover.fail(STEPS, error)
             self._settle(raising=True)
 
+    def arriving(self, layer: int, gradient: Tensor | None) -> None:
+        """Hear of a gradient before it is added to a layer's."""
+        if self._suspended:
+            return
+        first = self._subject.tensors[layer].grad is None
+        self._passes.arriving(layer, first=first)
+        if gradient is not None and self._agenda.hears and not self._pauses:
+            step, index = self._coming(), self._passes.before(layer)
+            self._agenda.arriving(step, layer, index, gradient)
+
     def accumulated(self, layer: int) -> None:
         """Count the backward passes that reach a layer."""
-        if not self._suspended:
-            self._fires[layer] += 1
-            if layer == 0:
-                self._hooks.move_last()
+        if self._suspended:
+            return
+        self._passes.accumulated(layer)
+        self._hooks.move_last()
+        if self._agenda.listens and not self._asked and not self._pauses:
+            self._asked = True
+            behind_backward(self.passed)
+
+    def passed(self) -> None:
+        """Copy what is known only at the end of a backward pass."""
+        self._asked = False
+        if self._open and not self._suspended:
+            try:
+                self._passes.ended()
+                self._agenda.passed(self._coming(), self._stepped)
+            except Exception as error:
+                self._handover.fail(STEPS, error)
+
+    def _coming(self) -> int:
+        """Return the step whose gradient backward passes compute now."""
+        return self._taken - 1 if self._begun else self._taken
 
     def _begin(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+        self, which: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
     ) -> tuple[Any, Any] | None:
+        if which in self._entered:
+            # Not every optimizer takes every step, and one that raised has not taken it.
+            self._end_step()
+        if self._pauses and not self._begun:
+            self._taken += 1
+            return None
+        if not self._begun:
+            self._begin_step(optimizer)
+        self._entered.add(which)
+        # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
+        scale = getattr(optimizer, "grad_scale", None)
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None:
+            self._found_inf.append(found_inf)
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._record(which, optimizer, scale)
+            return None
+        return self._with_closure(which, optimizer, closure, args, kwargs)
+
+    def _begin_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin a step, with the first optimizer that takes it."""
         step = self._taken
         self._taken += 1
-        self._stepping = True
+        self._begun = True
         now = time.perf_counter()
         if len(self._rows) >= ROWS or now - self._handed_over > SECONDS:
             self._hand_over(last=False)
             self._handed_over = now
         rate = scalar(optimizer.param_groups[0]["lr"])
         self._rows.begin(step, learning_rate=rate, wall_time=now - self._started)
-        # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
-        scale = getattr(optimizer, "grad_scale", None)
-        self._found_inf = getattr(optimizer, "found_inf", None)
-        if step < self._agenda.next:
-            return None
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._record(step, scale)
-            return None
-        return self._with_closure(step, closure, args, kwargs)
+        self._due = step >= self._agenda.next
+        if self._due:
+            if self._subject.changed():
+                self._follow(step)
+            self._suspended = True
+            try:
+                self._agenda.begin(step)
+            finally:
+                self._suspended = False
 
-    def _record(self, step: int, scale: Tensor | None) -> None:
-        self._suspended = True
-        try:
-            self._agenda.record(step, scale)
-        finally:
-            self._suspended = False
+    def _record(self, which: int, optimizer: torch.optim.Optimizer, scale: Tensor | None) -> None:
+        """Record the gradient with which an optimizer is about to step."""
+        self._counted = self._passes.count(which), self._passes.skipped(which)
+        if self._due:
+            passes_scale = scale
+            if scale is None and self._agenda.listens:
+                passes_scale = calling_scale(optimizer)
+            self._agenda.gradients(self._taken - 1, which, scale, passes_scale)
 
     def _with_closure(
-        self, step: int, closure: Callable[[], Any], args: Any, kwargs: Any
+        self,
+        which: int,
+        optimizer: torch.optim.Optimizer,
+        closure: Callable[[], Any],
+        args: Any,
+        kwargs: Any,
     ) -> tuple[Any, Any]:
         """Return the step's arguments with a closure behind whose first call is recorded."""
         recorded = False
@@ -389,7 +333,7 @@ class Session:
             if not recorded:
                 recorded = True
                 try:
-                    self._record(step, None)
+                    self._record(which, optimizer, None)
                 except Exception as error:
                     self._handover.fail(STEPS, error)
             return result
@@ -398,12 +342,45 @@ class Session:
             return args, {**kwargs, "closure": recording}
         return (args[0], recording, *args[2:]), kwargs
 
-    def _finish(self) -> None:
-        applied = True if self._found_inf is None else self._found_inf.detach() == 0
-        self._rows.finish(applied=applied, micro_batches=max(self._fires))
-        self._fires = [0] * len(self._fires)
+    def _finish(self, which: int) -> None:
+        passes, skipped = self._counted or (self._passes.count(which), 0)
+        self._counted = None
+        if not self._stepped:
+            self._made_of = passes
+            self._rows.count(micro_batches=passes, skipped=skipped)
+        self._stepped.add(which)
+        if self._passes.stepped(which):
+            self._hooks.watch(self._passes.watched)
         self._hooks.move_last()
-        self._agenda.complete(self._taken - 1)
+        if self._due:
+            self._agenda.complete(self._taken - 1, which)
+        if len(self._stepped) == len(self._subject.optimizers):
+            self._end_step()
+
+    def _end_step(self) -> None:
+        """Complete the row of a step that all optimizers have taken, or that a next one follows."""
+        applied: bool | Tensor = bool(self._stepped)
+        for found_inf in self._found_inf:
+            applied = (found_inf.detach() == 0) & applied
+        self._rows.finish(applied=applied)
+        if self._due:
+            self._agenda.close(self._taken - 1, self._made_of, self._stepped)
+        self._begun = self._due = False
+        self._entered, self._stepped = set(), set()
+        self._found_inf = []
+
+    def _follow(self, step: int) -> None:
+        """Record the parameters that took the place of others, and say what cannot be."""
+        told = self._subject.follow()
+        self._agenda.refresh()
+        self._hooks.move_to(self._subject.tensors)
+        for reason in told:
+            self.writer.mark_incomplete(f"from step {step} on: {reason}")
+            warnings.warn(
+                f"{reason}; the trace {self.writer.location} is incomplete from step {step} on",
+                IncompleteTraceWarning,
+                stacklevel=2,
+            )
 
     def _hand_over(self, *, last: bool) -> None:
         self._agenda.hand_over()
@@ -416,16 +393,18 @@ class Session:
         failures, failed = self._handover.failures, self._handover.failed
         while failures:
             name, error = failures.popleft()
-            stopped = name == STEPS or isinstance(error, TraceError)
+            spent = isinstance(error, BudgetSpentError)
+            stopped = spent or name == STEPS or isinstance(error, TraceError)
             what = "recording" if stopped else f"collector {name!r}"
-            reason = f"{what} stopped at step {self._taken}: {type(error).__name__}: {error}"
+            cause = str(error) if spent else f"{type(error).__name__}: {error}"
+            reason = f"{what} stopped at step {self._taken}: {cause}"
             self.writer.mark_incomplete(reason)
             if stopped:
                 failed.update(self._groups)
                 failures.clear()
                 self._agenda.stop()
                 self._suspended = True
-            if self._strict:
+            if self._strict and not spent:
                 self._error = self._error or error
                 if raising:
                     self._error = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,18 +62,22 @@ def _bind(
         flat = layout.flat(signs, dtype=dtype, device=device)
         apply = _host_fold if device.type == "cpu" else device_fold
         return partial(apply, sketch, layout, flat)
-    spans = list(zip(layout.names, layout.numel, layout.starts, strict=False))
-    if isinstance(sketch, Sample):
-        kept = [torch.from_numpy(sketch.indices(name, n)) + start for name, n, start in spans]
-    else:
-        kept = [torch.arange(start, start + n) for _, n, start in spans]
+    kept = [
+        torch.from_numpy(indices + (start - within))
+        for indices, start, within in zip(
+            layout.kept(sketch), layout.starts, layout.within, strict=False
+        )
+    ]
     index = torch.cat(kept).to(device)
     return lambda rows: rows.index_select(-1, index)
 
 
 def _host_fold(sketch: Project, layout: Layout, signs: Tensor, rows: Tensor) -> Tensor:
     projected = rows.new_empty(len(rows), len(layout.names), sketch.k)
-    kernels.fold(rows.numpy(), signs.numpy(), *layout.spans, sketch.period, projected.numpy())
+    phases = np.array(layout.within) % sketch.period
+    kernels.fold(
+        rows.numpy(), signs.numpy(), *layout.spans, phases, sketch.period, projected.numpy()
+    )
     return projected
 
 
@@ -86,6 +91,8 @@ def device_fold(sketch: Project, layout: Layout, signs: Tensor, rows: Tensor) ->
         if whole > start:
             residues[:, layer] = signed[:, start:whole].unflatten(1, (-1, period)).sum(1)
         residues[:, layer, : start + numel - whole] += signed[:, whole : start + numel]
+        if layout.within[layer]:
+            residues[:, layer] = residues[:, layer].roll(layout.within[layer] % period, -1)
     projected = residues[..., : sketch.k].clone()
     projected[..., : period - sketch.k] += residues[..., sketch.k :]
     return projected

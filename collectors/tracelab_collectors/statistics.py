@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
 import torch
@@ -10,28 +10,25 @@ from torch import Tensor
 
 from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
-from tracelab_collectors.collector import Block, Recording, Run, Source, select_layers
+from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.moments import moments, squared_norms
+from tracelab_collectors.scheduled import Scheduled
 
 __all__ = ["Statistics"]
 
-QUANTITIES: tuple[Source, ...] = ("gradient", "weight", "update")
+QUANTITIES = ("gradient", "weight", "update")
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Scheduled):
     """Per-layer statistics of gradients, weights or updates, and the distance from the start.
 
     Parameters
     ----------
-    every, start, stop, steps
-        Schedule; see `tracelab.schedule.Schedule`.
+    every, start, stop, steps, layers, exclude, name
+        As for every collector; see `tracelab_collectors.scheduled.Scheduled`.
     quantities : sequence of {"gradient", "weight", "update"}
         What statistics are of. The update of step t is ``w_{t+1} - w_t``.
-    layers, exclude : str, optional
-        Regular expressions that whole layer names must, or must not, match.
-    name : str
-        Name of the group.
 
     Raises
     ------
@@ -45,23 +42,11 @@ class Statistics:
 
     every: InitVar[int | Schedule] = 1
     quantities: Sequence[str] = ("gradient", "weight")
-    start: InitVar[int] = 0
-    stop: InitVar[int | None] = None
-    steps: InitVar[Iterable[int] | None] = None
-    layers: str | None = None
-    exclude: str | None = None
     name: str = "statistics"
     kind: str = field(default="statistics", init=False)
-    schedule: Schedule = field(init=False)
 
-    def __post_init__(
-        self,
-        every: int | Schedule,
-        start: int,
-        stop: int | None,
-        steps: Iterable[int] | None,
-    ) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
+    def validate(self) -> None:
+        """Check the arguments."""
         for quantity in self.quantities:
             if quantity not in QUANTITIES or isinstance(self.quantities, str):
                 raise UsageError(
@@ -71,7 +56,7 @@ class Statistics:
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run; the distance is from the weights at its start."""
-        layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
+        layout = self.layout(run)
         start = run.start_weights(layout)
         quantities = [quantity for quantity in QUANTITIES if quantity in self.quantities]
 
@@ -80,7 +65,7 @@ class Statistics:
             for quantity in quantities:
                 found = moments(block.sources[quantity], layout)
                 if quantity == "gradient":
-                    for row, layer in block.missing:
+                    for row, layer in block.missing.get("gradient", ()):
                         for values in found.values():
                             values[row, layer] = torch.nan
                 arrays |= {f"{quantity}_{name}": values for name, values in found.items()}

@@ -11,7 +11,7 @@ from tracelab.trace.schema import NAME
 
 __all__ = ["StepRows", "scalar"]
 
-RESERVED = frozenset({"step", "applied", "learning_rate", "micro_batches", "wall_time"})
+RESERVED = frozenset({"step", "applied", "learning_rate", "micro_batches", "skipped", "wall_time"})
 
 
 class StepRows:
@@ -34,13 +34,14 @@ class StepRows:
         self._rows.append({"step": step, **values, **self._coming, "applied": False})
         self._coming = {}
 
-    def finish(self, *, applied: bool | Tensor, micro_batches: int) -> None:
-        """Say of the step last begun whether it moved the weights, and after how many passes."""
+    def count(self, *, micro_batches: int, skipped: int) -> None:
+        """Say of the step last begun of how many passes its gradient is, and what went before."""
+        self._rows[-1] |= {"micro_batches": micro_batches, "skipped": skipped}
+
+    def finish(self, *, applied: bool | Tensor) -> None:
+        """Say of the step last begun whether it moved the weights."""
         on_host = isinstance(applied, bool) or applied.device.type == "cpu"
-        self._rows[-1] |= {
-            "applied": bool(applied) if on_host else applied,
-            "micro_batches": micro_batches,
-        }
+        self._rows[-1]["applied"] = bool(applied) if on_host else applied
 
     def log(self, scalars: dict[str, Any], *, backward_begun: bool) -> None:
         """Add scalars to the step they belong to.

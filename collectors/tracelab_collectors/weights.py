@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
 from torch import Tensor
 
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sketch, validate
-from tracelab_collectors.collector import Block, Recording, Run, select_layers
+from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.moments import squared_norms
+from tracelab_collectors.scheduled import Scheduled
 from tracelab_collectors.sketching import sketcher
 
 __all__ = ["Weights"]
@@ -19,21 +20,17 @@ DEFAULT = Project(1024)
 
 
 @dataclass(frozen=True)
-class Weights:
+class Weights(Scheduled):
     """The weights at the start of a step, and once more at the end of the run.
 
     Parameters
     ----------
-    every, start, stop, steps
-        Schedule; see `tracelab.schedule.Schedule`. The final weights, after the last step, are
-        recorded whatever it says.
+    every, start, stop, steps, layers, exclude, name
+        As for every collector; see `tracelab_collectors.scheduled.Scheduled`. The
+        final weights, after the last step, are recorded whatever the schedule says.
     sketch : Sketch or sequence of Sketch
         How the weights are kept; at most one of each kind. Norm and distance from the weights at
         the start are exact in any case.
-    layers, exclude : str, optional
-        Regular expressions that whole layer names must, or must not, match.
-    name : str
-        Name of the group.
 
     Raises
     ------
@@ -43,28 +40,16 @@ class Weights:
 
     every: InitVar[int | Schedule] = 10
     sketch: Sketch | Sequence[Sketch] = DEFAULT
-    start: InitVar[int] = 0
-    stop: InitVar[int | None] = None
-    steps: InitVar[Iterable[int] | None] = None
-    layers: str | None = None
-    exclude: str | None = None
     name: str = "weights"
     kind: str = field(default="weights", init=False)
-    schedule: Schedule = field(init=False)
 
-    def __post_init__(
-        self,
-        every: int | Schedule,
-        start: int,
-        stop: int | None,
-        steps: Iterable[int] | None,
-    ) -> None:
-        object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
+    def validate(self) -> None:
+        """Check the arguments."""
         object.__setattr__(self, "sketch", validate(self.sketch))
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run; the distance is from the weights at its start."""
-        layout = select_layers(run.layout, self.layers, self.exclude, f"collector {self.name!r}")
+        layout = self.layout(run)
         sketches = validate(self.sketch)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
         start = run.start_weights(layout)

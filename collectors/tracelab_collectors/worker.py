@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from queue import Queue
+from queue import Full, Queue
 from typing import TypeAlias
 
 import torch
@@ -15,6 +15,8 @@ from tracelab.typing import Array
 __all__ = ["Worker", "to_host"]
 
 Task: TypeAlias = Callable[[], None]
+
+TASKS = 64
 
 
 class Worker:
@@ -31,13 +33,26 @@ class Worker:
     """
 
     def __init__(self, name: str) -> None:
-        self._tasks: Queue[Task | None] = Queue()
+        # Bounded, so that what waits for a slow disk stays bounded.
+        self._tasks: Queue[Task | None] = Queue(TASKS)
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, task: Task) -> None:
-        """Run `task` after all earlier ones."""
-        self._tasks.put(task)
+    def put(self, task: Task, *, wait: bool = True) -> bool:
+        """Run `task` after all earlier ones; return False if there is no room and it may not wait.
+
+        Parameters
+        ----------
+        task : callable
+            The task.
+        wait : bool
+            Whether to wait for room.
+        """
+        try:
+            self._tasks.put(task, block=wait)
+        except Full:
+            return False
+        return True
 
     def close(self) -> None:
         """Return once every task has run and the thread has ended."""

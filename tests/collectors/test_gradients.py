@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab_collectors import Gradients
-from tracelab_collectors.session import attach
+from tracelab_collectors.attach import attach
 
 FULL = (Gradients(sketch=tracelab.Full()),)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tracelab
 from tracelab.errors import UsageError
 from tracelab_collectors import NoiseProbe
-from tracelab_collectors.session import attach
+from tracelab_collectors.attach import attach
 
 EVERYTHING = (tracelab.Project(16), tracelab.Full())
 
@@ -272,8 +272,8 @@ def test_refusals(net, data, cross_entropy, path: Path) -> None:
     refuse("has no length; give data_size=", data=lambda indices: indices)
     refuse("must be a map-style dataset or a callable", data=42)
     refuse("data holds no example", data=torch.utils.data.TensorDataset(torch.zeros(0, 6)))
-    refuse("NoiseProbe needs batches of at least 1, got 0", batches=0)
-    refuse("NoiseProbe needs data_batch_size of at least 1, got 0", data_batch_size=0)
+    refuse("NoiseProbe's batches must be an integer of at least 1, got 0", batches=0)
+    refuse("NoiseProbe's data_batch_size must be an integer of at least 1, got 0", data_batch_size=0)
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

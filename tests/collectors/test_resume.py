@@ -15,7 +15,7 @@ import tracelab
 from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
-from tracelab_collectors.session import attach
+from tracelab_collectors.attach import attach
 
 GROUPS = ["gradients", "noise", "start", "statistics", "steps", "weights"]
 

@@ -11,6 +11,7 @@ from torch import nn
 import tracelab
 from tracelab.errors import UsageError
 from tracelab_collectors import Gradients, Statistics, Weights
+from tracelab_collectors.attach import attach
 from tracelab_collectors.layout import CHUNK, Layout
 from tracelab_collectors.moments import (
     MOMENTS,
@@ -19,7 +20,6 @@ from tracelab_collectors.moments import (
     moments,
     squared_norms,
 )
-from tracelab_collectors.session import attach
 
 SHAPES = ((3, 5), (CHUNK,), (CHUNK + 1,), (40, 1000), (1,))
 LAYOUT = Layout(tuple("abcde"), SHAPES, (0, 15, 271, 528, 40528))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
-from tracelab_collectors.session import attach
+from tracelab_collectors.attach import attach
 
 STEPS = 12
 

@@ -129,6 +129,13 @@ def _steps() -> Kind:
             ),
             Variable("batch_size", dims, "1", "float64", "examples in the step's batch"),
             Variable("micro_batches", dims, "1", "float64", "backward passes accumulated"),
+            Variable(
+                "skipped",
+                dims,
+                "1",
+                "float64",
+                "gradients thrown away before the step, as after an overflow",
+            ),
             Variable("applied", dims, "1", "bool", "whether the optimizer moved the weights"),
             Variable("wall_time", dims, "s", "float64", "seconds since recording started"),
         ),

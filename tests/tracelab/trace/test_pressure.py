@@ -33,7 +33,7 @@ def disk(monkeypatch):
 
 def test_rows_are_left_out_on_request_and_counted(tmp_path, disk):
     writer = create(
-        tmp_path / "a", {"w": (2000,)}, queue_bytes=40_000, flush_seconds=3600, when_full="drop"
+        tmp_path / "a", {"w": (2000,)}, queue_bytes=40_000, flush_seconds=3600, when_full="thin"
     )
     writer.append("weights", step=0, full=np.zeros(2000))
     writer.append("steps", step=0, loss=0.0)
@@ -67,7 +67,7 @@ def test_rows_are_left_out_on_request_and_counted(tmp_path, disk):
 
 
 def test_nothing_is_said_where_nothing_was_left_out(tmp_path):
-    with create(tmp_path / "a", {"w": (2000,)}, when_full="drop") as writer:
+    with create(tmp_path / "a", {"w": (2000,)}, when_full="thin") as writer:
         writer.append("weights", step=0, full=np.zeros(2000))
     trace = open_trace(tmp_path / "a")
     assert trace.state == "complete"
@@ -75,7 +75,7 @@ def test_nothing_is_said_where_nothing_was_left_out(tmp_path):
 
 
 def test_what_else_to_do(tmp_path):
-    with pytest.raises(UsageError, match="when_full must be 'block' or 'drop', got 'fail'"):
+    with pytest.raises(UsageError, match="when_full must be 'block' or 'thin', got 'fail'"):
         create(tmp_path / "a", {"w": (1,)}, when_full="fail")
 
 

@@ -89,7 +89,7 @@ def create(
         Lossless, by a background thread. ``"auto"`` is the faster of the two, measured once for
         each file system, and ``"lz4"`` where the trace is not in a folder. The trace's attribute
         ``compression`` says which it is.
-    when_full : {"block", "drop"}
+    when_full : {"block", "thin"}
         What `Writer.append` does when `queue_bytes` are pending: it waits for room, or leaves the
         row out. The trace is then incomplete and says how many rows of which group it lacks, in
         the attributes ``incomplete_reasons`` and ``dropped_rows``.
@@ -122,8 +122,8 @@ def create(
             "queue_bytes must be positive and flush_seconds not negative, got "
             f"{queue_bytes} and {flush_seconds}"
         )
-    if when_full not in ("block", "drop"):
-        raise UsageError(f"when_full must be 'block' or 'drop', got {when_full!r}")
+    if when_full not in ("block", "thin"):
+        raise UsageError(f"when_full must be 'block' or 'thin', got {when_full!r}")
     step = resuming.first_step(resume)
     if overwrite and resume is not False:
         raise UsageError("overwrite=True and resume= contradict each other; give one of them")

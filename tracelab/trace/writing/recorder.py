@@ -48,7 +48,7 @@ class Recorder:
         Rows pending beyond which `put` blocks.
     flush_seconds : float
         How long a row waits for its commit at most.
-    when_full : {"block", "drop"}
+    when_full : {"block", "thin"}
         Whether `put` waits for room or leaves rows out, which the trace then says.
     restored : sequence of RestoredGroup
         Groups that have rows already.
@@ -68,7 +68,7 @@ class Recorder:
         self._name = name
         self._sink = sink
         self._compression: str = attributes["compression"]
-        self._drops = when_full == "drop"
+        self._thins = when_full == "thin"
         self._attributes = attributes
         self._queue_bytes = queue_bytes
         self._flush_seconds = flush_seconds
@@ -135,13 +135,18 @@ class Recorder:
                 self._count(rules.name, taken, nbytes)
             done += taken
 
+    def leave_out(self, group: str, count: int) -> None:
+        """Note rows that were not handed over because there was no room for them."""
+        with self._changed:
+            self._dropped[group] += count
+
     def _admits(self, group: str, count: int, nbytes: int) -> bool:
         """Wait until there is room for rows and return True; False if they are left out."""
         wanted = count * nbytes
         while self._going() and self._pending and self._pending + wanted > self._queue_bytes:
             self._starved = True
             self._changed.notify_all()
-            if self._drops:
+            if self._thins:
                 self._dropped[group] += count
                 self._schedule()
                 return False

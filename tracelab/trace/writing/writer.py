@@ -269,6 +269,19 @@ class Writer:
             else:
                 self._update(interrupted(self._attributes, str(reason)))
 
+    def leave_out(self, group: str, rows: int = 1) -> None:
+        """Note that rows of a group were not recorded because there was no room for them.
+
+        Parameters
+        ----------
+        group : str
+            Name of the group.
+        rows : int
+            How many.
+        """
+        if self._pid == os.getpid():
+            self._recorder.leave_out(group, rows)
+
     def flush(self) -> None:
         """Return once every row appended so far is committed.
 

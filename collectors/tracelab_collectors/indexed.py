@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, TensorDataset, default_collate
 
 from tracelab.errors import UsageError
+from tracelab_collectors.collector import Loss, Run
 
-__all__ = ["Examples"]
+__all__ = ["Indexed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class Indexed:
     """Examples that can be drawn by index.
 
     Parameters
@@ -31,7 +32,29 @@ class Examples:
     size: int
 
     @classmethod
-    def of(cls, data: Any, size: int | None, device: torch.device) -> Examples:
+    def of_run(cls, run: Run, whose: str) -> tuple[Indexed, Loss]:
+        """Return the data of a run and its loss, for a collector that needs both.
+
+        Raises
+        ------
+        UsageError
+            If one is missing, the data cannot be indexed, or weights are sharded.
+        """
+        if run.loss is None or run.data is None:
+            missing = "loss" if run.loss is None else "data"
+            raise UsageError(
+                f"{whose} measures gradients by itself and needs {missing}; "
+                f"give attach(..., {missing}=...)"
+            )
+        if run.layout.shards is not None:
+            raise UsageError(
+                f"{whose} evaluates the model by itself, which one process cannot do with weights "
+                "that are sharded over several; leave it out"
+            )
+        return cls.of(run.data, run.data_size, run.device), run.loss
+
+    @classmethod
+    def of(cls, data: Any, size: int | None, device: torch.device) -> Indexed:
         """Return the examples of a map-style dataset or of a callable.
 
         Parameters
