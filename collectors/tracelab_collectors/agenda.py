@@ -266,13 +266,14 @@ class Agenda:
         self._handover.block(name, recording, Block((step,), {}))
 
     def _make_lanes(self) -> list[Lane]:
-        shared: dict[tuple[Layout, Schedule, bool], dict[str, Recording]] = {}
+        shared: dict[tuple[Layout, Schedule, int, bool], dict[str, Recording]] = {}
         for name, member in self._members.items():
-            if not member.recording.probe:
-                listens = bool(member.recording.passes) or "pre_clip" in member.recording.reads
-                key = (member.recording.layout, member.schedule, listens)
-                shared.setdefault(key, {})[name] = member.recording
+            recording = member.recording
+            if not recording.probe:
+                pre_clip = "pre_clip" in recording.reads
+                key = (recording.layout, member.schedule, recording.passes, pre_clip)
+                shared.setdefault(key, {})[name] = recording
         return [
             Lane(self._run, layout, schedule, recordings, waits=self._waits)
-            for (layout, schedule, _), recordings in shared.items()
+            for (layout, schedule, _, _), recordings in shared.items()
         ]

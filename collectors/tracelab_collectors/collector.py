@@ -68,7 +68,8 @@ class Block:
         Flat copies: ``gradient`` and ``weight`` at the step, ``pre_clip`` what the gradient was
         before it was clipped, ``update`` of the step, and a recording's own sources.
     missing : mapping of str to sequence of (row, layer)
-        By source: layers that had none at a step; their copies are NaN.
+        By source: layers that had none at a step; their copies are NaN. Of ``passes``, whose
+        second dimension is taken together with the rows'.
     """
 
     steps: tuple[int, ...]

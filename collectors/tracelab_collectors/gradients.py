@@ -1,13 +1,14 @@
-"""Gradients: a sketch of the gradient that the optimizer uses."""
+"""Gradients: a sketch of the gradient that the optimizer uses, of what it was, or of the update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 
 import torch
 from torch import Tensor
 
+from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sketch, validate
 from tracelab_collectors.collector import Block, Recording, Run
@@ -19,9 +20,17 @@ __all__ = ["Gradients"]
 DEFAULT = Project(256)
 
 
+# Of each stage: what the session copies, the group's kind, and its name unless another is given.
+STAGES: Mapping[str, tuple[str, str, str]] = {
+    "pre_clip": ("pre_clip", "gradients", "pre_clip"),
+    "post_clip": ("gradient", "gradients", "gradients"),
+    "update": ("update", "updates", "updates"),
+}
+
+
 @dataclass(frozen=True)
 class Gradients(Scheduled):
-    """The gradient as the optimizer sees it: accumulated, unscaled, clipped.
+    """The gradient as the optimizer sees it: accumulated, averaged, unscaled, clipped.
 
     Parameters
     ----------
@@ -29,25 +38,37 @@ class Gradients(Scheduled):
         As for every collector; see `tracelab_collectors.scheduled.Scheduled`.
     sketch : Sketch or sequence of Sketch
         How the gradient is kept; at most one of each kind.
+    stage : {"post_clip", "pre_clip", "update"}
+        ``post_clip`` is what the optimizer uses. ``pre_clip`` is what the backward passes left,
+        averaged over processes and unscaled, before anything changed it: it is copied behind every
+        backward pass of a step at which it is due. ``update`` is the move of the weights,
+        ``w_{t+1} - w_t``. They are recorded into groups called ``gradients``, ``pre_clip`` and
+        ``updates``.
 
     Raises
     ------
     UsageError
-        If the sketches or the schedule are invalid.
+        If the sketches, the stage or the schedule are invalid.
 
     Notes
     -----
     A layer without a gradient at a step has NaN in its row. NaN and infinite gradients are
-    recorded as they are.
+    recorded as they are. An optimizer that evaluates a closure several times a step, such as
+    LBFGS, has the gradient of the first evaluation recorded: the one at the weights of the step.
     """
 
     every: InitVar[int | Schedule] = 1
     sketch: Sketch | Sequence[Sketch] = DEFAULT
-    name: str = "gradients"
+    stage: str = "post_clip"
     kind: str = field(default="gradients", init=False)
 
     def validate(self) -> None:
         """Check the arguments."""
+        if self.stage not in STAGES:
+            raise UsageError(f"stage must be one of {', '.join(STAGES)}, got {self.stage!r}")
+        _, kind, name = STAGES[self.stage]
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "name", self.name or name)
         object.__setattr__(self, "sketch", validate(self.sketch))
 
     def bind(self, run: Run) -> Recording:
@@ -55,10 +76,11 @@ class Gradients(Scheduled):
         layout = self.layout(run)
         sketches = validate(self.sketch)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
+        source = STAGES[self.stage][0]
 
         def reduce(block: Block) -> dict[str, Tensor]:
-            arrays = apply(block.sources["gradient"])
-            for row, layer in block.missing.get("gradient", ()):
+            arrays = apply(block.sources[source])
+            for row, layer in block.missing.get(source, ()):
                 # Directions that no weight of a small layer falls into would be zero.
                 if "projected" in arrays:
                     arrays["projected"][row, layer] = torch.nan
@@ -67,6 +89,7 @@ class Gradients(Scheduled):
         return Recording(
             layout,
             reduce,
-            reads=frozenset({"gradient"}),
+            reads=frozenset({source}),
             sketches=sketches,
+            attrs={"stage": self.stage},
         )

@@ -81,6 +81,8 @@ class Lane:
         for _ in range(2 if run.device.type == "cpu" else 1):
             self._free.put(self._allocate())
         self._filling: _Buffers | None = None
+        # Of the row to come: backward passes and the layers that they reached.
+        self._arrived: set[tuple[int, int]] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -192,6 +194,10 @@ class Lane:
         """Copy the gradient that backward pass `index` since the last step adds to a layer."""
         if index < self.passes and self._ready():
             assert self._filling is not None
+            if (0, layer) in self._arrived and index == 0:
+                # What came before was thrown away, or was no backward pass.
+                self._arrived.clear()
+            self._arrived.add((index, layer))
             view = self._filling.passes[len(self._steps)][index][layer]
             with torch.no_grad():
                 copy_into([view], self._local([gradient.detach()]))
@@ -237,8 +243,13 @@ class Lane:
         with torch.no_grad():
             if self.passes:
                 values = self._filling.rows["passes"][row]
-                for views in self._filling.passes[row][passes:]:
-                    _lack(views)
+                for index, views in enumerate(self._filling.passes[row]):
+                    for layer, view in enumerate(views):
+                        if index >= passes or (index, layer) not in self._arrived:
+                            view.fill_(torch.nan)
+                            place = (row * self.passes + index, layer)
+                            self._missing.setdefault("passes", []).append(place)
+                self._arrived.clear()
                 if scale is not None:
                     values.div_(scale.to(values.device))
             if "pre_clip" in self.sources:
@@ -266,7 +277,11 @@ class Lane:
             self._steps.pop()
             row = len(self._steps)
             self._missing = {
-                source: [place for place in places if place[0] != row]
+                source: [
+                    place
+                    for place in places
+                    if place[0] // (self.passes if source == "passes" else 1) != row
+                ]
                 for source, places in self._missing.items()
             }
 

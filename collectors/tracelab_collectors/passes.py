@@ -10,8 +10,9 @@ __all__ = ["Passes"]
 class Passes:
     """Backward passes since the last step, by optimizer.
 
-    At first every layer is watched; once a step has shown which layer hears every pass, that one
-    is enough, until a step comes without a word from it.
+    At first every layer is watched; a step has then shown which few layers together hear every
+    pass, and these are enough until a step comes without a word from them. Of several it is those
+    that a pass reaches first, so that what they say of it is known when others are reached.
 
     Parameters
     ----------
@@ -23,14 +24,17 @@ class Passes:
 
     def __init__(self, owners: Sequence[int], optimizers: int) -> None:
         self._owners = owners
-        self._fires = [0] * len(owners)
-        self._all: list[list[int]] = [
+        self._all = [
             [layer for layer, owner in enumerate(owners) if owner == which]
             for which in range(optimizers)
         ]
         self._watched = list(self._all)
+        self._counts = [0] * optimizers
         self._skipped = [0] * optimizers
-        self._ended = [0] * optimizers
+        # In the order in which they were reached: of the pass under way, and of those that ended.
+        self._reached: dict[int, None] = {}
+        self._passes: list[list[list[int]]] = [[] for _ in range(optimizers)]
+        self._heard: set[int] = set()
 
     @property
     def watched(self) -> list[int]:
@@ -38,9 +42,14 @@ class Passes:
         return [layer for layers in self._watched for layer in layers]
 
     @property
+    def needs_ends(self) -> bool:
+        """Whether `ended` must be called: where one layer hears every pass, that counts them."""
+        return any(len(layers) > 1 for layers in self._watched)
+
+    @property
     def begun(self) -> bool:
         """Whether a pass has reached a layer since the last step."""
-        return any(self._fires)
+        return bool(self._heard)
 
     def arriving(self, layer: int, *, first: bool) -> None:
         """Note that a gradient arrives; `first` says that the layer has none yet.
@@ -48,26 +57,36 @@ class Passes:
         Gradients that were there and are gone without a step were thrown away, as after an
         overflow under a gradient scaler.
         """
-        if first and self._fires[layer]:
+        if first and layer in self._heard:
             which = self._owners[layer]
             self._forget(which)
             self._skipped[which] += 1
 
-    def accumulated(self, layer: int) -> None:
-        """Note that a gradient was added to a layer's."""
-        self._fires[layer] += 1
+    def accumulated(self, layer: int, *, ends: bool) -> None:
+        """Note that a gradient was added to a layer's; `ends` says that `ended` will be called."""
+        self._heard.add(layer)
+        if ends:
+            self._reached[layer] = None
+        else:
+            self._counts[self._owners[layer]] += 1
 
     def ended(self) -> None:
         """Note the end of a pass."""
-        self._ended = [self.count(which) for which in range(len(self._watched))]
+        for which, owned in enumerate(self._all):
+            reached = [layer for layer in self._reached if self._owners[layer] == which]
+            if reached:
+                self._counts[which] += 1
+                if self._watched[which] is owned:
+                    self._passes[which].append(reached)
+        self._reached = {}
 
     def before(self, layer: int) -> int:
         """Return how many passes had ended before the one that reaches a layer now."""
-        return self._ended[self._owners[layer]]
+        return self._counts[self._owners[layer]]
 
     def count(self, which: int) -> int:
         """Return how many passes have reached an optimizer's layers since its last step."""
-        return max((self._fires[layer] for layer in self._watched[which]), default=0)
+        return self._counts[which]
 
     def skipped(self, which: int) -> int:
         """Return how many gradients were thrown away since the optimizer's last step."""
@@ -75,19 +94,31 @@ class Passes:
 
     def stepped(self, which: int) -> bool:
         """Begin anew after an optimizer's step; return whether other layers are to be watched."""
-        watched, fires = self._watched[which], self._fires
-        if not self.count(which):
-            chosen = self._all[which]
-        elif len(watched) > 1:
-            chosen = [max(watched, key=lambda layer: fires[layer])]
-        else:
-            chosen = watched
+        watched = self._watched[which]
+        if not self._counts[which]:
+            self._watched[which] = self._all[which]
+        elif watched is self._all[which] and self._passes[which]:
+            self._watched[which] = _cover(self._passes[which])
         self._forget(which)
         self._skipped[which] = 0
-        self._watched[which] = chosen
-        return chosen != watched
+        return self._watched[which] is not watched
 
     def _forget(self, which: int) -> None:
-        for layer in self._all[which]:
-            self._fires[layer] = 0
-        self._ended[which] = 0
+        self._counts[which] = 0
+        self._passes[which] = []
+        if len(self._watched) == 1:
+            self._heard.clear()
+        else:
+            self._heard.difference_update(self._all[which])
+
+
+def _cover(passes: Sequence[Sequence[int]]) -> list[int]:
+    """Return layers of which every pass reaches one, by Chvatal's greedy cover: few, early ones."""
+    chosen: list[int] = []
+    left = [list(each) for each in passes]
+    while left:
+        candidates = dict.fromkeys(layer for each in left for layer in each)
+        best = max(candidates, key=lambda layer: sum(layer in each for each in left))
+        chosen.append(best)
+        left = [each for each in left if best not in each]
+    return chosen

@@ -243,18 +243,19 @@ class Session:
         """Count the backward passes that reach a layer."""
         if self._suspended:
             return
-        self._passes.accumulated(layer)
+        ends = self._passes.needs_ends or self._agenda.listens
+        self._passes.accumulated(layer, ends=ends)
         self._hooks.move_last()
-        if self._agenda.listens and not self._asked and not self._pauses:
+        if ends and not self._asked:
             self._asked = True
             behind_backward(self.passed)
 
     def passed(self) -> None:
         """Copy what is known only at the end of a backward pass."""
         self._asked = False
-        if self._open and not self._suspended:
+        self._passes.ended()
+        if self._open and not self._suspended and not self._pauses:
             try:
-                self._passes.ended()
                 self._agenda.passed(self._coming(), self._stepped)
             except Exception as error:
                 self._handover.fail(STEPS, error)

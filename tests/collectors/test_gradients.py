@@ -10,6 +10,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import tracelab
+from tracelab.errors import UsageError
 from tracelab_collectors import Gradients
 from tracelab_collectors.attach import attach
 
@@ -288,3 +289,54 @@ def test_layer_filters(net, inputs, targets, path: Path, group, attrs) -> None:
         group("some")["projected"].values, everything["projected"].values[1:6:2, 1:]
     )
     assert attrs()["model"]["not_recorded"] == ["0.bias", "2.bias"]
+
+
+def test_stages(net, inputs, targets, path: Path, group) -> None:
+    """Before clipping, as used, and as the weights moved."""
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    collectors = [
+        Gradients(stage=stage, sketch=tracelab.Full(), every=2)
+        for stage in ("pre_clip", "post_clip", "update")
+    ]
+    expected, norms = [], []
+    with attach(net, optimizer, path, collectors=collectors):
+        for step in range(40):
+            optimizer.zero_grad()
+            for part in range(2):
+                loss_of(net, inputs[part::2], targets[part::2]).backward()
+            norm = nn.utils.clip_grad_norm_(net.parameters(), 1e-2)
+            before = weights(net)
+            optimizer.step()
+            if step % 2 == 0:
+                norms.append(float(norm))
+                expected.append(weights(net) - before)
+    raw, used, moved = (group(name) for name in ("pre_clip", "gradients", "updates"))
+    assert [each.attrs["stage"] for each in (raw, used, moved)] == [
+        "pre_clip",
+        "post_clip",
+        "update",
+    ]
+    assert moved["full"].attrs["units"] == "weight"
+    np.testing.assert_array_equal(moved["full"], expected)
+    np.testing.assert_allclose(np.linalg.norm(raw["full"], axis=1), norms, rtol=1e-6)
+    # Clipping multiplies by max_norm / (norm + 1e-6).
+    factor = 1e-2 / (np.array(norms) + 1e-6)
+    np.testing.assert_allclose(used["full"], raw["full"] * factor[:, None], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(moved["full"], -0.5 * used["full"], rtol=0, atol=2e-7)
+
+
+def test_unclipped_stages_agree(net, inputs, targets, path: Path, group) -> None:
+    optimizer = torch.optim.Adam(net.parameters())
+    sketch = (tracelab.Project(8), tracelab.Sample(4))
+    collectors = [Gradients(sketch=sketch), Gradients(sketch=sketch, stage="pre_clip")]
+    with attach(net, optimizer, path, collectors=collectors):
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+    xr.testing.assert_equal(group("gradients").load(), group("pre_clip").load())
+
+
+def test_a_stage_that_is_none() -> None:
+    with pytest.raises(UsageError, match="stage must be one of pre_clip, post_clip, update, got"):
+        Gradients(stage="clipped")

@@ -273,7 +273,9 @@ def test_refusals(net, data, cross_entropy, path: Path) -> None:
     refuse("must be a map-style dataset or a callable", data=42)
     refuse("data holds no example", data=torch.utils.data.TensorDataset(torch.zeros(0, 6)))
     refuse("NoiseProbe's batches must be an integer of at least 1, got 0", batches=0)
-    refuse("NoiseProbe's data_batch_size must be an integer of at least 1, got 0", data_batch_size=0)
+    refuse(
+        "NoiseProbe's data_batch_size must be an integer of at least 1, got 0", data_batch_size=0
+    )
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

@@ -236,6 +236,7 @@ KINDS: Mapping[str, Kind] = {
         _steps(),
         _statistics(),
         Kind("gradients", _sketches("loss/weight", "the gradient the optimizer used")),
+        Kind("updates", _sketches("weight", "the update of the step")),
         _noise(),
         _weights(),
     )
