@@ -123,9 +123,11 @@ def attach(
     if max_bytes is not None and (not isinstance(max_bytes, int) or max_bytes < 1):
         raise UsageError(f"max_bytes must be a positive integer, got {max_bytes!r}")
     subject = Subject.of(model, optimizer, layers, exclude)
+    together = False
     if rank is None and distributed.is_available() and distributed.is_initialized():
         if subject.layout.shards is not None:
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
+            together = True
         elif distributed.get_rank():
             return Bystander()
     collectors = chosen(collectors, probes=loss is not None and data is not None)
@@ -170,6 +172,23 @@ def attach(
             "raise it or record less"
         )
     beginning = begin(found, resume, STEPS, recordings)
+    whole = None
+    if together:
+        try:
+            if rank == 0:
+                whole = create(
+                    path,
+                    subject.shapes,
+                    metadata,
+                    overwrite=overwrite,
+                    resume=resume is not False,
+                    world_size=world_size,
+                    attrs={name: said for name, said in subject.attrs.items() if name != "shards"},
+                    kinds=subject.kinds,
+                )
+        finally:
+            # The ranks' traces are inside the one that rank 0 makes, or replaces.
+            distributed.barrier()
     writer = create(
         path,
         subject.shapes,
@@ -194,11 +213,14 @@ def attach(
             writer,
             bound,
             beginning,
+            whole=whole,
             strict=strict,
             max_bytes=max_bytes,
             waits=when_full == "block",
         )
     except BaseException:
-        writer.mark_incomplete("recording could not start", lasting=False)
-        writer.close()
+        for each in (writer, whole):
+            if each is not None:
+                each.mark_incomplete("recording could not start", lasting=False)
+                each.close()
         raise

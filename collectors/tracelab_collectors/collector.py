@@ -203,7 +203,7 @@ class Collector(Protocol):
 
 def local_part(tensor: Any) -> Tensor:
     """Return the part of a tensor that this process has: all of it, unless it is sharded."""
-    local: Tensor = tensor.tolocal_part() if hasattr(tensor, "to_local") else tensor
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 

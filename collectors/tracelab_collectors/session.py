@@ -65,11 +65,13 @@ class Session:
         members: Mapping[str, Member],
         beginning: Beginning,
         *,
+        whole: Writer | None = None,
         strict: bool,
         max_bytes: int | None,
         waits: bool,
     ) -> None:
         self.writer = writer
+        self._whole = whole
         self._strict = strict
         self._subject = subject
         self._groups = [STEPS, *members]
@@ -420,6 +422,8 @@ class Session:
     def _close_writer(self) -> None:
         try:
             self.writer.close()
+            if self._whole is not None:
+                self._whole.close()
         except TraceError as error:
             if self._strict:
                 self._error = self._error or error

@@ -40,13 +40,19 @@ def sketcher(
     -------
     callable
         Tensor of shape (row, layout.size) to ``projected`` (row, layer, k), ``sampled`` and
-        ``full`` (row, coordinate), whichever were asked for.
+        ``full`` (row, coordinate), whichever were asked for. Where layers are sharded, all the
+        coordinates that are here are ``sampled`` ones: ``full`` are those of whole layers.
     """
     bound = {
-        ARRAYS[type(sketch)]: _bind(sketch, layout, dtype=dtype, device=device)
+        _array(sketch, layout): _bind(sketch, layout, dtype=dtype, device=device)
         for sketch in sketches
     }
     return lambda rows: {name: apply(rows) for name, apply in bound.items()}
+
+
+def _array(sketch: Sketch, layout: Layout) -> str:
+    name = ARRAYS[type(sketch)]
+    return "sampled" if name == "full" and layout.shards is not None else name
 
 
 def _bind(
