@@ -91,6 +91,10 @@ class Agenda:
     ----------
     next : int
         The next step at which anything is due: a step before it costs one comparison.
+    listens : bool
+        Whether anything is copied behind backward passes.
+    hears : bool
+        Whether anything is copied while gradients arrive.
     """
 
     def __init__(
@@ -118,21 +122,11 @@ class Agenda:
         ]
         for due in self._due:
             due.advance(first)
-        self._listening = [lane for lane in self._lanes if lane.listens]
+        self._listen([lane for lane in self._lanes if lane.listens])
         self._heard: set[Lane] = set()
         self._scales: dict[int, Tensor | None] = {}
         self._step = first
         self.next = self._first()
-
-    @property
-    def listens(self) -> bool:
-        """Whether anything is copied behind backward passes."""
-        return bool(self._listening)
-
-    @property
-    def hears(self) -> bool:
-        """Whether anything is copied while gradients arrive."""
-        return any(lane.passes for lane in self._listening)
 
     def begin(self, step: int) -> None:
         """Copy and measure what is due, before the first optimizer's step."""
@@ -234,7 +228,13 @@ class Agenda:
 
     def stop(self) -> None:
         """Record nothing from now on."""
-        self._lanes, self._due, self._listening, self.next = [], [], [], NEVER
+        self._lanes, self._due, self.next = [], [], NEVER
+        self._listen([])
+
+    def _listen(self, lanes: list[Lane]) -> None:
+        self._listening = lanes
+        self.listens = bool(lanes)
+        self.hears = any(lane.passes for lane in lanes)
 
     def _first(self) -> int:
         return min((due.step for due in self._due), default=NEVER)
@@ -256,7 +256,7 @@ class Agenda:
             if lane not in self._lanes:
                 return
             self._lanes.remove(lane)
-            self._listening = [each for each in self._listening if each is not lane]
+            self._listen([each for each in self._listening if each is not lane])
             lane.abandon(self._step)
             self._handover.lane(lane)
             for name in lane.members:

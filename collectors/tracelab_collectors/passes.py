@@ -20,6 +20,11 @@ class Passes:
         The optimizer that trains each layer.
     optimizers : int
         How many there are.
+
+    Attributes
+    ----------
+    needs_ends : bool
+        Whether `ended` must be called: where one layer hears every pass, that layer counts them.
     """
 
     def __init__(self, owners: Sequence[int], optimizers: int) -> None:
@@ -29,6 +34,7 @@ class Passes:
             for which in range(optimizers)
         ]
         self._watched = list(self._all)
+        self.needs_ends = any(len(layers) > 1 for layers in self._all)
         self._counts = [0] * optimizers
         self._skipped = [0] * optimizers
         # In the order in which they were reached: of the pass under way, and of those that ended.
@@ -40,11 +46,6 @@ class Passes:
     def watched(self) -> list[int]:
         """Layers to hear from."""
         return [layer for layers in self._watched for layer in layers]
-
-    @property
-    def needs_ends(self) -> bool:
-        """Whether `ended` must be called: where one layer hears every pass, that counts them."""
-        return any(len(layers) > 1 for layers in self._watched)
 
     @property
     def begun(self) -> bool:
@@ -101,7 +102,10 @@ class Passes:
             self._watched[which] = _cover(self._passes[which])
         self._forget(which)
         self._skipped[which] = 0
-        return self._watched[which] is not watched
+        if self._watched[which] is watched:
+            return False
+        self.needs_ends = any(len(layers) > 1 for layers in self._watched)
+        return True
 
     def _forget(self, which: int) -> None:
         self._counts[which] = 0

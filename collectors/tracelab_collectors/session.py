@@ -354,7 +354,6 @@ class Session:
         self._stepped.add(which)
         if self._passes.stepped(which):
             self._hooks.watch(self._passes.watched)
-        self._hooks.move_last()
         if self._due:
             self._agenda.complete(self._taken - 1, which)
         if len(self._stepped) == len(self._subject.optimizers):
