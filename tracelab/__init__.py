@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracelab.runs import open_runs as open_runs
     from tracelab.schedule import log_spaced as log_spaced
     from tracelab.sketch import Full as Full
+    from tracelab.sketch import Histogram as Histogram
     from tracelab.sketch import Project as Project
     from tracelab.sketch import Sample as Sample
     from tracelab.trace import Trace as Trace
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Full",
+    "Histogram",
     "Project",
     "Sample",
     "Trace",
@@ -56,6 +58,7 @@ __all__ = [
 # Imported on first use: `tracelab --help` and a training script pay for what they touch.
 _HOMES = {
     "Full": "tracelab.sketch",
+    "Histogram": "tracelab.sketch",
     "Project": "tracelab.sketch",
     "Sample": "tracelab.sketch",
     "Trace": "tracelab.trace",

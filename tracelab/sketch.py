@@ -1,7 +1,12 @@
 """Sketches: how a vector with one entry per weight is kept small.
 
 Nothing of a sketch but its size and seed is stored: signs and coordinates are regenerated, and
-they are the same bits wherever they are computed.
+they are the same bits wherever they are computed. They depend on where a coordinate is in the whole
+network or layer alone, so that the sketches of shards add up to that of the layer.
+
+Each keeps something else. Projections hide the tails of coordinates: a direction sums over many of
+them and is nearly Gaussian by the central limit theorem, whatever they are. So coordinates, or the
+histogram, belong beside them.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tracelab.errors import UsageError
+from tracelab.histogram import Histogram
 from tracelab.typing import FloatArray
 
-__all__ = ["Full", "Project", "Sample", "Sketch", "splitmix64", "validate"]
+__all__ = ["Full", "Histogram", "Project", "Sample", "Sketch", "splitmix64", "validate"]
 
 GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -68,6 +74,14 @@ class Project:
     :math:`2\|g\|^4/k`. The sketch is linear. Signs depend on the seed and on the coordinate's
     index in the whole network, so that the sum of the layers' sketches is a sketch of the network.
     The prime keeps columns of a weight matrix whose width divides ``k`` from sharing a bucket.
+
+    Preserved are squared norms and inner products, without bias: of two sketches,
+    :math:`E\,y \cdot z = g \cdot h` with variance
+    :math:`\sum_{i \ne i'} (g_i^2 h_{i'}^2 + g_i h_i g_{i'} h_{i'})` over the same pairs. Where
+    buckets share the squares evenly, both err by about :math:`\sqrt{2/k}` of
+    :math:`\|g\| \|h\|`; by more where a few coordinates carry most of the norm *and* share a
+    bucket. Nothing is preserved of the distribution of single coordinates: directions of
+    independent coordinates with three finite moments look Gaussian.
 
     Parameters
     ----------
@@ -144,6 +158,10 @@ class Project:
 @dataclass(frozen=True, slots=True)
 class Sample:
     """Keep `k` fixed random coordinates per layer, or all of a layer that has no more.
+
+    Preserved are the values of these coordinates, exactly, and so their laws over steps or
+    minibatches and the dependence among them. Means over them are unbiased for means over the
+    layer. Norms are poorly kept where few coordinates carry them.
 
     Parameters
     ----------
@@ -228,31 +246,47 @@ class Full:
         return {"kind": self.kind, "k": 0, "seed": 0}
 
 
-Sketch: TypeAlias = Project | Sample | Full
+Sketch: TypeAlias = Project | Sample | Full | Histogram
 
 
-def validate(sketch: Sketch | Sequence[Sketch]) -> tuple[Sketch, ...]:
+def validate(sketch: Sketch | Sequence[Sketch], *, histogram: bool = False) -> tuple[Sketch, ...]:
     """Return the sketches of one group as a tuple.
+
+    Parameters
+    ----------
+    sketch : Sketch or sequence of Sketch
+        As a user gives them.
+    histogram : bool
+        Whether the group can hold a `Histogram`.
 
     Raises
     ------
     UsageError
-        If one is no sketch, if there is none, or if two would fill the same array: two of one
-        kind, or `Sample` beside `Full`, which already holds every coordinate.
+        If one is no sketch, or none for this group; if there is none, or if two would fill the
+        same array: two of one kind, or `Sample` beside `Full`, which already holds every
+        coordinate.
     """
     sketches: tuple[Any, ...] = tuple(sketch) if isinstance(sketch, Sequence) else (sketch,)
+    kinds = "Project(k), Sample(k), Full() or Histogram()"
+    if not histogram:
+        kinds = "Project(k), Sample(k) or Full()"
     for each in sketches:
-        if not isinstance(each, (Project, Sample, Full)):
-            raise UsageError(f"sketch must be Project(k), Sample(k) or Full(), got {each!r}")
-    kinds = [each.kind for each in sketches]
-    if not kinds:
-        raise UsageError("sketch is empty; give Project(k), Sample(k) or Full()")
-    if len(set(kinds)) < len(kinds):
+        if isinstance(each, Histogram) and not histogram:
+            raise UsageError(
+                f"a {each} is not recorded here; give {kinds}, and the histogram to Gradients or "
+                "Weights"
+            )
+        if not isinstance(each, (Project, Sample, Full, Histogram)):
+            raise UsageError(f"sketch must be {kinds}, got {each!r}")
+    named = [each.kind for each in sketches]
+    if not named:
+        raise UsageError(f"sketch is empty; give {kinds}")
+    if len(set(named)) < len(named):
         raise UsageError(
-            f"sketch holds two of one kind ({', '.join(kinds)}); record the second with another "
+            f"sketch holds two of one kind ({', '.join(named)}); record the second with another "
             "collector under another name="
         )
-    if {"full", "sample"} <= set(kinds):
+    if {"full", "sample"} <= set(named):
         raise UsageError("Full() already holds every coordinate; leave Sample(k) out")
     return sketches
 

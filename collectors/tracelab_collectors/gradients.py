@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 
-import torch
 from torch import Tensor
 
 from tracelab.errors import UsageError
@@ -13,7 +12,7 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sketch, validate
 from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.scheduled import Scheduled
-from tracelab_collectors.sketching import sketcher
+from tracelab_collectors.sketching import lack, sketcher
 
 __all__ = ["Gradients"]
 
@@ -52,9 +51,10 @@ class Gradients(Scheduled):
 
     Notes
     -----
-    A layer without a gradient at a step has NaN in its row. NaN and infinite gradients are
-    recorded as they are. An optimizer that evaluates a closure several times a step, such as
-    LBFGS, has the gradient of the first evaluation recorded: the one at the weights of the step.
+    A layer without a gradient at a step has NaN in its row, and no counts in its histogram. NaN and
+    infinite gradients are recorded as they are. An optimizer that evaluates a closure several times
+    a step, such as LBFGS, has the gradient of the first evaluation recorded: the one at the weights
+    of the step.
     """
 
     every: InitVar[int | Schedule] = 1
@@ -69,21 +69,18 @@ class Gradients(Scheduled):
         _, kind, name = STAGES[self.stage]
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "name", self.name or name)
-        object.__setattr__(self, "sketch", validate(self.sketch))
+        object.__setattr__(self, "sketch", validate(self.sketch, histogram=True))
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run."""
         layout = self.layout(run)
-        sketches = validate(self.sketch)
+        sketches = validate(self.sketch, histogram=True)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
         source = STAGES[self.stage][0]
 
         def reduce(block: Block) -> dict[str, Tensor]:
             arrays = apply(block.sources[source])
-            for row, layer in block.missing.get(source, ()):
-                # Directions that no weight of a small layer falls into would be zero.
-                if "projected" in arrays:
-                    arrays["projected"][row, layer] = torch.nan
+            lack(arrays, block.missing.get(source, ()))
             return arrays
 
         return Recording(

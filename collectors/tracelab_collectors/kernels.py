@@ -15,7 +15,13 @@ import numpy as np
 
 from tracelab.typing import Array, FloatArray, IntArray
 
-__all__ = ["SUMS", "fold", "squares", "sums"]
+__all__ = ["INFINITE", "MANTISSA", "SUMS", "fold", "histogram", "squares", "sums"]
+
+MANTISSA = 23
+"""Bits of a float32's mantissa."""
+
+INFINITE = 0x7F800000
+"""The bits of infinity, as a float32."""
 
 SUMS = ("power1", "power2", "power3", "power4", "present", "log1", "log2", "nonfinite", "peak")
 """What `sums` returns of each layer, in order."""
@@ -37,7 +43,9 @@ _LN2 = math.log(2.0)
 _SIGNLESS = _I(0x7FFFFFFF)
 _MANTISSA = _I(0x007FFFFF)
 _NORMAL = _I(0x00800000)
-_INFINITE = _I(0x7F800000)
+_INFINITE = _I(INFINITE)
+_SIGN = _I(-(2**31))
+_MINUS_INFINITE = _I(INFINITE - 2**31)
 _SQRT2 = _F(math.sqrt(2.0) - 1)
 _CHUNK = 256
 
@@ -89,6 +97,52 @@ def fold(
                 buckets[j] += buckets[k + j]
             for j in range(k):
                 out[row, layer, j] = buckets[j]
+
+
+@_compiled
+def _move(words: IntArray, bits: np.int32, counts: IntArray, source: int, target: int) -> None:
+    """Move the counts of words that have exactly some bits from one bin to another."""
+    total = np.int64(0)
+    for begin in range(0, words.size, _CHUNK):
+        part = words[begin : min(begin + _CHUNK, words.size)]
+        same = _I(0)
+        for i in range(part.size):
+            same += _I(part[i] == bits)
+        total += np.int64(same)
+    counts[source] -= total
+    counts[target] += total
+
+
+@_compiled
+def histogram(
+    words: IntArray,
+    starts: IntArray,
+    numels: IntArray,
+    table: IntArray,
+    shift: int,
+    zero: int,
+    out: IntArray,
+) -> None:
+    """Add each layer's counts to `out` (row, layer, bin): `tracelab.Histogram`, of float32 bits.
+
+    `table` is the histogram's own, of the bits that a shift by `shift` leaves; `zero` its bin of
+    zeros.
+    """
+    leading, nan = table.size - 1, out.shape[2] - 1
+    for row in range(words.shape[0]):
+        for layer in range(numels.size):
+            mine = words[row, starts[layer] : starts[layer] + numels[layer]]
+            found = out[row, layer]
+            for i in range(mine.size):
+                found[table[(mine[i] >> shift) & leading]] += 1
+            # The leading bits do not tell zeros from subnormal numbers, nor infinities from NaN.
+            if found[zero + 1]:
+                _move(mine, _I(0), found, zero + 1, zero)
+            if found[zero - 1]:
+                _move(mine, _SIGN, found, zero - 1, zero)
+            if found[nan]:
+                _move(mine, _INFINITE, found, nan, nan - 1)
+                _move(mine, _MINUS_INFINITE, found, nan, 0)
 
 
 @_compiled

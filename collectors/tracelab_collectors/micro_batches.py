@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 
-import torch
 from torch import Tensor
 
 from tracelab.schedule import Schedule
@@ -13,7 +12,7 @@ from tracelab.sketch import Project, Sample, Sketch, validate
 from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.moments import squared_norms
 from tracelab_collectors.scheduled import Scheduled, at_least
-from tracelab_collectors.sketching import sketcher
+from tracelab_collectors.sketching import lack, sketcher
 
 __all__ = ["MicroBatches"]
 
@@ -78,10 +77,7 @@ class MicroBatches(Scheduled):
             passes = block.sources["passes"]
             rows = passes.reshape(-1, layout.size)
             arrays = {**sketch(rows), "squared_norm": squared_norms(rows, layout)}
-            for place in block.missing.get("passes", ()):
-                # Directions that no weight of a small layer falls into would be zero.
-                if "projected" in arrays:
-                    arrays["projected"][place] = torch.nan
+            lack(arrays, block.missing.get("passes", ()))
             return {name: each.unflatten(0, passes.shape[:2]) for name, each in arrays.items()}
 
         attrs = {} if self.batch_size is None else {"batch_size": self.batch_size}

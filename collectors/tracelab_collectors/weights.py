@@ -45,12 +45,12 @@ class Weights(Scheduled):
 
     def validate(self) -> None:
         """Check the arguments."""
-        object.__setattr__(self, "sketch", validate(self.sketch))
+        object.__setattr__(self, "sketch", validate(self.sketch, histogram=True))
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run; the distance is from the weights at its start."""
         layout = self.layout(run)
-        sketches = validate(self.sketch)
+        sketches = validate(self.sketch, histogram=True)
         apply = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
         start = run.start_weights(layout)
 

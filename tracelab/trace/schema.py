@@ -191,6 +191,16 @@ def _sketches(units: str, text: str, inner: tuple[str, ...] = ()) -> tuple[Varia
     )
 
 
+def _histogram(text: str) -> Variable:
+    return Variable(
+        "histogram",
+        ("step", "layer", "bin"),
+        "1",
+        "uint32",
+        f"number of weights of the layer by the leading bits of {text}; all 0 where missing",
+    )
+
+
 def _noise() -> Kind:
     gradient, square = "loss/weight", "(loss/weight)^2"
     by_batch = ("step", "batch", "layer")
@@ -224,6 +234,7 @@ def _weights() -> Kind:
         "weights",
         (
             *_sketches("weight", "the weights"),
+            _histogram("the weight"),
             Variable("norm", dims, "weight", "float64", "||w_t||, exact"),
             Variable("distance", dims, "weight", "float64", "||w_t - w_0||, exact"),
         ),
@@ -235,8 +246,17 @@ KINDS: Mapping[str, Kind] = {
     for kind in (
         _steps(),
         _statistics(),
-        Kind("gradients", _sketches("loss/weight", "the gradient the optimizer used")),
-        Kind("updates", _sketches("weight", "the update of the step")),
+        Kind(
+            "gradients",
+            (
+                *_sketches("loss/weight", "the gradient the optimizer used"),
+                _histogram("its gradient"),
+            ),
+        ),
+        Kind(
+            "updates",
+            (*_sketches("weight", "the update of the step"), _histogram("its update")),
+        ),
         _noise(),
         _weights(),
     )

@@ -67,8 +67,10 @@ def cut(
     """Return the layout of an array whose rows have a given shape.
 
     A cell, one step of one layer, of an array with a sample dimension (``batch``) is one chunk:
-    analyses read cells. Vectors of coordinates are cut 16 steps by 16,384 coordinates, everything
-    else into many steps of few layers: analyses read these along steps.
+    analyses read cells. Vectors of coordinates are cut 16 steps by 16,384 coordinates. Histograms,
+    integers by layer and bin, are mostly zeros: they are compressed in any case, and a chunk is one
+    step of several layers, since a chunk of several steps is stored as it is where a commit finds
+    it begun. Everything else is cut into many steps of few layers: analyses read these along steps.
 
     Parameters
     ----------
@@ -93,7 +95,8 @@ def cut(
     """
     sizes = dict(zip(dims[1:], row_shape, strict=True))
     itemsize = np.dtype(dtype).itemsize
-    rows, inner = _chunk(sizes, itemsize)
+    counts_of_bins = list(sizes) == ["layer", "bin"] and np.dtype(dtype).kind in "iu"
+    rows, inner = _histograms(sizes) if counts_of_bins else _chunk(sizes, itemsize)
     row_bytes = itemsize * math.prod(row_shape)
     wanted = SERIES_SHARD_BYTES // row_bytes
     if list(sizes) == ["coordinate"]:
@@ -113,8 +116,16 @@ def cut(
         shard_rows,
         *(count * part for count, part in zip(counts, inner, strict=True)),
     )
+    if counts_of_bins and chunk_bytes <= CODEC_BYTES:
+        return Layout(chunk, shard, "lz4")
     compressible = COMPRESSED_BYTES <= chunk_bytes <= CODEC_BYTES
     return Layout(chunk, shard, compression if compressible else "none")
+
+
+def _histograms(sizes: dict[str, int]) -> tuple[int, tuple[int, int]]:
+    """Return what `_chunk` does, of histograms by layer."""
+    bins = min(sizes["bin"], LONGEST_AXIS)
+    return 1, (min(sizes["layer"], max(1, SERIES_ELEMENTS // bins)), bins)
 
 
 def _chunk(sizes: dict[str, int], itemsize: int) -> tuple[int, tuple[int, ...]]:
