@@ -82,6 +82,9 @@ def rows():
         yield "noise", step, arrays
     for step in range(20):
         yield "weights", step, {"norm": odd_values(rng, "float64", 3), "distance": [1, 2, 3]}
+    for step in range(0, 60, 3):
+        counts = rng.integers(0, 2**32, (3, 1300), dtype=np.uint32)
+        yield "counted", step, {"histogram": np.where(rng.random(counts.shape) < 0.9, 0, counts)}
     for step in range(300):
         row = {f"of_{dtype}": odd_values(rng, dtype, (2, 3)) for dtype in DTYPES}
         # Numbers that bfloat16 has, so that what is stored is their upper half.
@@ -115,6 +118,7 @@ def begin(path, compression="none", **options):
         attrs={"batch_size": 8, "replacement": True, "n_data": 1000},
         coordinates=COORDINATES,
     )
+    writer.define("counted", kind="gradients", sketches=[tracelab.Histogram(4, (-20, 0))])
     writer.define("every_dtype", kind="measurements", variables=MEASUREMENTS)
     writer.define("long", kind="weights")
     writer.define("none_yet", kind="weights")
@@ -151,7 +155,7 @@ def expected():
             columns.setdefault(f"{group}/{name}", {})[step] = values
     for group, numbers in steps.items():
         found[f"{group}/step"] = np.array(numbers)
-        if group in ("statistics", "gradients", "weights", "long"):
+        if group in ("statistics", "gradients", "weights", "counted", "long"):
             found[f"{group}/layer"] = list(LAYERS)
     for path, values in columns.items():
         group, name = path.split("/")
@@ -173,5 +177,7 @@ def _dtype(group, name):
         return "float32" if name == "of_bfloat16" else name.removeprefix("of_")
     if name == "applied":
         return "bool"
+    if name == "histogram":
+        return "uint32"
     wide = group in ("steps", "weights", "long") or "loss" in name
     return "float64" if wide or name in ("squared_norm", "gradient_zeros") else "float32"

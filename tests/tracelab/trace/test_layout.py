@@ -44,6 +44,24 @@ def test_series_are_cut_into_many_steps_of_few_layers():
     assert layout(("step", "layer", "direction"), (100, 256)).chunk == (64, 4, 256)
 
 
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_histograms_are_cut_by_step_and_compressed_in_any_case(compression):
+    found = cut(
+        ("step", "layer", "bin"), (100, 6562), "uint32", share=64 * MIB, compression=compression
+    )
+    # As many layers as make 65,536 numbers; 2.6 MB a row, of which eight are below 32 MiB.
+    assert found.chunk == (1, 9, 6562)
+    assert found.shard == (8, 108, 6562)
+    assert found.compression == "lz4"
+    small = cut(("step", "layer", "bin"), (2, 20), "uint32", share=MIB)
+    assert (small.chunk, small.compression) == ((1, 2, 20), "lz4")
+
+
+def test_other_arrays_along_bins_are_series():
+    assert layout(("step", "layer", "bin"), (100, 256)).chunk == (64, 4, 256)
+    assert layout(("step", "bin"), (256,), "int64").compression == "none"
+
+
 DIMS = st.sampled_from(
     [
         ("step",),

@@ -27,6 +27,8 @@ NUMEL = 136
 TABLE = ([0, 0, 1], [3, 100, 7])
 COUNTS = Variable("counts", ("step", "bin"), "1", "int64", "how many")
 RNG = np.random.default_rng(0)
+# Mostly zeros, and stored compressed whatever the trace is.
+COUNTED = RNG.poisson(0.05, (400, 2, 30)).astype("u4")
 FULL = RNG.normal(size=(400, NUMEL)).astype("f4")
 SAMPLED = RNG.normal(size=(400, 5, 3)).astype("f4")
 
@@ -34,6 +36,7 @@ SAMPLED = RNG.normal(size=(400, 5, 3)).astype("f4")
 def define(writer):
     writer.define("noise", attrs={"batch_size": 8, "n_data": 100}, coordinates=TABLE)
     writer.define("half", kind="gradients", dtype="bfloat16", sketches=[tracelab.Full()])
+    writer.define("counted", kind="gradients")
     writer.define("own", kind="mine", variables=[COUNTS])
 
 
@@ -47,6 +50,7 @@ def append(writer, first, last):
         writer.append("gradients", step=step, full=FULL[step])
         writer.append("half", step=step, full=FULL[step])
         writer.append("own", step=step, counts=[step, step + 1])
+        writer.append("counted", step=step, histogram=COUNTED[step])
         if step % 10 == 0:
             late = {"mean_sampled": SAMPLED[step, 0]} if step >= 100 else {}
             writer.append("noise", step=step, sampled=SAMPLED[step], **late)

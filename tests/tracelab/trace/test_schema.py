@@ -41,6 +41,7 @@ def test_statistics_are_ten_of_each_quantity_and_the_distance():
         ("statistics", "gradient_log_abs_mean", "1"),
         ("statistics", "distance", "weight"),
         ("gradients", "projected", "loss/weight"),
+        ("gradients", "histogram", "1"),
         ("noise", "sampled", "loss/weight"),
         ("noise", "mean_full", "loss/weight"),
         ("noise", "squared_norm", "(loss/weight)^2"),
