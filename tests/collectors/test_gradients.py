@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab.errors import UsageError
-from tracelab_collectors import Gradients
+from tracelab_collectors import Gradients, Weights
 from tracelab_collectors.attach import attach
 
 FULL = (Gradients(sketch=tracelab.Full()),)
@@ -340,3 +340,64 @@ def test_unclipped_stages_agree(net, inputs, targets, path: Path, group) -> None
 def test_a_stage_that_is_none() -> None:
     with pytest.raises(UsageError, match="stage must be one of pre_clip, post_clip, update, got"):
         Gradients(stage="clipped")
+
+
+def train_with(net, inputs, targets, path, collectors, steps=12) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with attach(net, optimizer, path, collectors=collectors):
+        for step in range(steps):
+            optimizer.zero_grad()
+            for parameter in net[0].parameters():
+                parameter.requires_grad_(step != 5)
+            loss_of(net, inputs, targets).backward()
+            optimizer.step()
+
+
+def test_histograms_beside_other_sketches(net, inputs, targets, path: Path, group) -> None:
+    sketches = [tracelab.Project(7), tracelab.Sample(4), tracelab.Histogram(3, (-20, 2))]
+    collectors = [*FULL, Gradients(sketch=sketches, name="s")]
+    train_with(net, inputs, targets, path, collectors)
+    full, found = group("gradients")["full"].values, group("s")
+    assert set(found.data_vars) == {"projected", "sampled", "histogram"}
+    sketch = tracelab.Histogram.of(found.attrs)
+    assert sketch == sketches[2]
+    counts = found["histogram"]
+    assert counts.dims == ("step", "layer", "bin")
+    assert counts.dtype == np.uint32
+    with tracelab.open(path) as trace:
+        ends = np.cumsum(trace.layers["numel"].values)
+    for layer, rows in enumerate(np.split(full, ends[:-1], axis=1)):
+        expected = sketch.count(rows)
+        if layer < 2:
+            # Without a gradient at step 5: no counts, rather than counts of NaN.
+            assert expected[5, sketch.nan] == rows.shape[1]
+            expected[5] = 0
+        np.testing.assert_array_equal(counts[:, layer].values, expected)
+    numel = np.diff(ends, prepend=0)
+    recorded = counts.sum("bin").values == numel
+    assert recorded.sum() == recorded.size - 2
+    assert not recorded[5, :2].any()
+
+
+def test_histograms_of_updates_and_weights(net, inputs, targets, path: Path, group) -> None:
+    both = [tracelab.Full(), tracelab.Histogram()]
+    collectors = [Gradients(sketch=both, stage="update"), Weights(sketch=both, every=5)]
+    train_with(net, inputs, targets, path, collectors)
+    for name, rows in (("updates", 12), ("weights", 4)):
+        found = group(name)
+        assert found.sizes["step"] == rows
+        network = tracelab.Histogram().count(found["full"].values)
+        np.testing.assert_array_equal(found["histogram"].sum("layer").values, network)
+
+
+def test_float64_gradients_are_counted_as_the_float32_that_is_stored(
+    net, inputs, targets, path: Path, group
+) -> None:
+    net, inputs = net.double(), inputs.double()
+    both = [tracelab.Full(), tracelab.Histogram()]
+    train_with(net, inputs, targets, path, [Gradients(sketch=both)], steps=3)
+    found = group("gradients")
+    assert found["full"].dtype == np.float32
+    np.testing.assert_array_equal(
+        found["histogram"].sum("layer").values, tracelab.Histogram().count(found["full"].values)
+    )

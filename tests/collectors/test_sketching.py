@@ -6,7 +6,7 @@ import torch
 
 from tracelab.errors import UsageError
 from tracelab.sketch import Full, Histogram, Project, Sample
-from tracelab_collectors import sketching
+from tracelab_collectors import MicroBatches, NoiseProbe, sketching
 from tracelab_collectors.layout import Layout
 from tracelab_collectors.sketching import device_counter, device_fold, lack, sketcher
 
@@ -235,6 +235,12 @@ def test_what_is_missing_is_marked() -> None:
         kept = np.ones(values.shape[:2], dtype=bool)
         kept[1, 2] = False
         np.testing.assert_array_equal(values.numpy()[kept], before[name][kept])
+
+
+@pytest.mark.parametrize("collector", [NoiseProbe, MicroBatches])
+def test_histograms_of_minibatches_are_refused(collector: type) -> None:
+    with pytest.raises(UsageError, match=r"Histogram\(.*\) is not recorded here; give Project"):
+        collector(sketch=[Project(4), Histogram()])
 
 
 def test_a_layer_that_is_too_large_to_count_is_refused() -> None:
