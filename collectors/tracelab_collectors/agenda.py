@@ -195,6 +195,9 @@ class Agenda:
         stepped : set of int
             The optimizers that have taken the step.
         """
+        for lane in tuple(self._lanes):
+            if lane.awaits and lane.begins(step):
+                self._attempt(lane, lane.lack_gradients)
         if len(stepped) < len(self._run.optimizers):
             for lane in tuple(self._lanes):
                 if lane.begins(step):

@@ -178,7 +178,7 @@ class Hooks:
                 handle.remove()
         self._layers = {}
         self._parameters = list(parameters)
-        self.watch(range(len(self._parameters)))
+        self.watch(sorted(self._watched))
 
     def move_last(self) -> None:
         """Let the hooks before steps run behind those registered since.

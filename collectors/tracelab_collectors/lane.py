@@ -81,6 +81,8 @@ class Lane:
         for _ in range(2 if run.device.type == "cpu" else 1):
             self._free.put(self._allocate())
         self._filling: _Buffers | None = None
+        # Whether the last row has no gradients yet.
+        self.awaits = False
         # Of the row to come: backward passes and the layers that they reached.
         self._arrived: set[tuple[int, int]] = set()
         self.refresh()
@@ -133,6 +135,7 @@ class Lane:
                 _lack(self._filling.views["gradient"][row])
                 places = [(row, layer) for layer in range(len(self._parameters))]
                 self._missing.setdefault("gradient", []).extend(places)
+        self.awaits = "gradient" in self.sources and len(self._owned) == 1
         self._steps.append(step)
         return True
 
@@ -148,6 +151,10 @@ class Lane:
         """
         if "gradient" not in self.sources:
             return
+        self._copy_step(which, scale)
+        self.awaits = False
+
+    def _copy_step(self, which: int, scale: Tensor | None) -> None:
         assert self._filling is not None
         row = len(self._steps) - 1
         views = self._filling.views["gradient"][row]
@@ -263,6 +270,15 @@ class Lane:
                 elif scale is not None:
                     values.div_(scale.to(values.device))
 
+    def lack_gradients(self) -> None:
+        """Mark the gradients of the last row as missing: an optimizer never came to use one."""
+        assert self._filling is not None
+        row = len(self._steps) - 1
+        self.awaits = False
+        _lack(self._filling.views["gradient"][row])
+        places = [(row, layer) for layer in range(len(self._parameters))]
+        self._missing.setdefault("gradient", []).extend(places)
+
     def lack_updates(self, stepped: set[int]) -> None:
         """Mark the updates of the last row as missing where no step has been taken."""
         if "update" in self.sources and self._filling is not None:
@@ -293,10 +309,15 @@ class Lane:
         block = Block(
             tuple(self._steps),
             {source: rows[:count] for source, rows in buffers.rows.items()},
-            {source: tuple(places) for source, places in self._missing.items()},
+            {source: self._places(source, count) for source in self._missing},
         )
         self._steps, self._missing, self._filling = [], {}, None
         return block, buffers
+
+    def _places(self, source: str, count: int) -> tuple[tuple[int, int], ...]:
+        """Return what is missing from the first rows: behind them a row may have been prepared."""
+        each = self.passes if source == "passes" else 1
+        return tuple(place for place in self._missing[source] if place[0] < count * each)
 
     def release(self, buffers: _Buffers) -> None:
         """Give the memory of a reduced block back."""

@@ -41,6 +41,10 @@ class Passes:
         self._reached: dict[int, None] = {}
         self._passes: list[list[list[int]]] = [[] for _ in range(optimizers)]
         self._heard: set[int] = set()
+        # Layers that a pass is about to reach, and those whose optimizer stepped before it has:
+        # a hook of the user's may step inside the pass.
+        self._arriving: set[int] = set()
+        self._consumed: set[int] = set()
 
     @property
     def watched(self) -> list[int]:
@@ -58,6 +62,8 @@ class Passes:
         Gradients that were there and are gone without a step were thrown away, as after an
         overflow under a gradient scaler.
         """
+        self._arriving.add(layer)
+        self._consumed.discard(layer)
         if first and layer in self._heard:
             which = self._owners[layer]
             self._forget(which)
@@ -65,6 +71,10 @@ class Passes:
 
     def accumulated(self, layer: int, *, ends: bool) -> None:
         """Note that a gradient was added to a layer's; `ends` says that `ended` will be called."""
+        self._arriving.discard(layer)
+        if layer in self._consumed:
+            self._consumed.discard(layer)
+            return
         self._heard.add(layer)
         if ends:
             self._reached[layer] = None
@@ -87,7 +97,8 @@ class Passes:
 
     def count(self, which: int) -> int:
         """Return how many passes have reached an optimizer's layers since its last step."""
-        return self._counts[which]
+        under_way = any(self._owners[layer] == which for layer in self._arriving)
+        return self._counts[which] or int(under_way)
 
     def skipped(self, which: int) -> int:
         """Return how many gradients were thrown away since the optimizer's last step."""
@@ -96,6 +107,9 @@ class Passes:
     def stepped(self, which: int) -> bool:
         """Begin anew after an optimizer's step; return whether other layers are to be watched."""
         watched = self._watched[which]
+        stepping = {layer for layer in self._arriving if self._owners[layer] == which}
+        self._consumed |= stepping
+        self._arriving -= stepping
         if not self._counts[which]:
             self._watched[which] = self._all[which]
         elif watched is self._all[which] and self._passes[which]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -83,6 +84,8 @@ class Session:
         self._found_inf: list[Tensor] = []
         # Of the step that has begun and that not every optimizer has taken yet.
         self._begun = False
+        # Whether it began while the session was paused, and has no row.
+        self._silent = False
         self._due = False
         self._entered: set[int] = set()
         self._stepped: set[int] = set()
@@ -90,9 +93,11 @@ class Session:
         self._made_of = 0
         # While a probe runs the model, hooks are silent; after a failure of all, they stay so.
         self._suspended = False
+        self._stopped = False
         self._pauses = 0
         self._asked = False
         self._open = True
+        self._pid = os.getpid()
         self._error: Exception | None = None
         self._handed_over = time.perf_counter()
         self._started = self._handed_over - beginning.wall_time
@@ -160,6 +165,9 @@ class Session:
         if not self._open:
             return
         self._open = False
+        if self._pid != os.getpid():
+            # A forked child: background thread, hooks and locks are its parent's.
+            return
         self._hooks.remove()
         try:
             if self._begun:
@@ -272,12 +280,11 @@ class Session:
         if which in self._entered:
             # Not every optimizer takes every step, and one that raised has not taken it.
             self._end_step()
-        if self._pauses and not self._begun:
-            self._taken += 1
-            return None
         if not self._begun:
             self._begin_step(optimizer)
         self._entered.add(which)
+        if self._silent:
+            return None
         # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
@@ -294,11 +301,11 @@ class Session:
         step = self._taken
         self._taken += 1
         self._begun = True
-        now = time.perf_counter()
-        if len(self._rows) >= ROWS or now - self._handed_over > SECONDS:
-            self._hand_over(last=False)
-            self._handed_over = now
+        self._silent = self._pauses > 0
+        if self._silent:
+            return
         rate = scalar(optimizer.param_groups[0]["lr"])
+        now = time.perf_counter()
         self._rows.begin(step, learning_rate=rate, wall_time=now - self._started)
         self._due = step >= self._agenda.next
         if self._due:
@@ -348,7 +355,7 @@ class Session:
     def _finish(self, which: int) -> None:
         passes, skipped = self._counted or (self._passes.count(which), 0)
         self._counted = None
-        if not self._stepped:
+        if not self._stepped and not self._silent:
             self._made_of = passes
             self._rows.count(micro_batches=passes, skipped=skipped)
         self._stepped.add(which)
@@ -364,12 +371,18 @@ class Session:
         applied: bool | Tensor = bool(self._stepped)
         for found_inf in self._found_inf:
             applied = (found_inf.detach() == 0) & applied
-        self._rows.finish(applied=applied)
+        if not self._silent:
+            self._rows.finish(applied=applied)
         if self._due:
             self._agenda.close(self._taken - 1, self._made_of, self._stepped)
         self._begun = self._due = False
         self._entered, self._stepped = set(), set()
         self._found_inf = []
+        # Not later: what the next backward passes leave is in the memory of the next row.
+        now = time.perf_counter()
+        if len(self._rows) >= ROWS or now - self._handed_over > SECONDS:
+            self._hand_over(last=False)
+            self._handed_over = now
 
     def _follow(self, step: int) -> None:
         """Record the parameters that took the place of others, and say what cannot be."""
@@ -393,6 +406,9 @@ class Session:
     def _settle(self, *, raising: bool) -> None:
         """Warn of failures noted since, or raise the first if the session is strict."""
         failures, failed = self._handover.failures, self._handover.failed
+        if self._stopped:
+            # The background was in the middle of something; there is nothing more to tell.
+            failures.clear()
         while failures:
             name, error = failures.popleft()
             spent = isinstance(error, BudgetSpentError)
@@ -404,6 +420,7 @@ class Session:
             if stopped:
                 failed.update(self._groups)
                 failures.clear()
+                self._stopped = True
                 self._agenda.stop()
                 self._suspended = True
             if self._strict and not spent:

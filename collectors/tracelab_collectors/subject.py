@@ -63,7 +63,8 @@ class Subject:
     def __post_init__(self) -> None:
         self.tensors = list(self.parameters.values())
         self._held = _held(self.optimizers)
-        self._names = set(_named(self.model))
+        held = {id(parameter) for parameter in self._held}
+        self._names = {name for name, p in _named(self.model).items() if id(p) in held}
         self._gone = set()
 
     @classmethod
@@ -190,7 +191,7 @@ class Subject:
             told.append(
                 f"parameters were added that the trace has no layer for: {', '.join(added)}"
             )
-        self._names |= set(named)
+        self._names |= set(added)
         self.owners = tuple(owners)
         self.tensors = list(self.parameters.values())
         self._held = _held(self.optimizers)
