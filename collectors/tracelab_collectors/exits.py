@@ -15,12 +15,13 @@ import tracelab.trace.writing.exits
 if TYPE_CHECKING:
     from tracelab_collectors.session import Session
 
-__all__ = ["forget", "register"]
+__all__ = ["forget", "reason", "register"]
 
 logger = logging.getLogger(__name__)
 
 _open: set[Session] = set()
 _reason = ["the process ended before the session was closed"]
+_termination: list[BaseException] = []
 
 
 def register(session: Session) -> None:
@@ -48,7 +49,15 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     Flushing here could wait for a lock that the interrupted line holds.
     """
     _reason[0] = f"the process was ended by {signal.Signals(number).name}"
-    raise SystemExit(128 + number)
+    _termination[:] = [SystemExit(128 + number)]
+    raise _termination[0]
+
+
+def reason(error: BaseException | None) -> str:
+    """Return why a session ends that an exception leaves; of SIGTERM's it is the signal."""
+    if any(each is error for each in _termination):
+        return _reason[0]
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _detach_all() -> None:

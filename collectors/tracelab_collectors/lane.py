@@ -81,6 +81,8 @@ class Lane:
         for _ in range(2 if run.device.type == "cpu" else 1):
             self._free.put(self._allocate())
         self._filling: _Buffers | None = None
+        # Whether something of the row to come found no memory.
+        self._starved = False
         # Whether the last row has no gradients yet.
         self.awaits = False
         # Of the row to come: backward passes and the layers that they reached.
@@ -119,8 +121,12 @@ class Lane:
         return bool(self._steps) and self._steps[-1] == step
 
     def begin(self, step: int) -> bool:
-        """Begin a row: copy the weights. Return whether there was memory for it."""
-        if not self._ready():
+        """Begin a row: copy the weights. Return whether there was memory for it.
+
+        Not if there was none while a backward pass left something for it: rows are whole.
+        """
+        if not self._ready() or self._starved:
+            self._starved = False
             return False
         assert self._filling is not None
         row = len(self._steps)
@@ -330,6 +336,7 @@ class Lane:
                 # Waits until the background thread has reduced a block: memory stays bounded.
                 self._filling = self._free.get(block=self._waits)
             except Empty:
+                self._starved = True
                 return False
         return True
 

@@ -198,8 +198,7 @@ class Session:
         if kind is None:
             self.detach()
             return
-        reason = f"{kind.__name__}: {error}" if str(error) else kind.__name__
-        self.writer.mark_incomplete(reason, lasting=False)
+        self.writer.mark_incomplete(exits.reason(error), lasting=False)
         try:
             self.detach()
         except Exception as second:
