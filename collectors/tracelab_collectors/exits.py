@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -15,13 +16,12 @@ import tracelab.trace.writing.exits
 if TYPE_CHECKING:
     from tracelab_collectors.session import Session
 
-__all__ = ["forget", "reason", "register"]
+__all__ = ["by_signal", "forget", "reason", "register"]
 
 logger = logging.getLogger(__name__)
 
 _open: set[Session] = set()
-_reason = ["the process ended before the session was closed"]
-_termination: list[BaseException] = []
+_termination: list[tuple[BaseException, str]] = []
 
 
 def register(session: Session) -> None:
@@ -48,21 +48,38 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
     Flushing here could wait for a lock that the interrupted line holds.
     """
-    _reason[0] = f"the process was ended by {signal.Signals(number).name}"
-    _termination[:] = [SystemExit(128 + number)]
-    raise _termination[0]
+    error = SystemExit(128 + number)
+    _termination[:] = [(error, f"the process was ended by {signal.Signals(number).name}")]
+    raise error
 
 
-def reason(error: BaseException | None) -> str:
-    """Return why a session ends that an exception leaves; of SIGTERM's it is the signal."""
-    if any(each is error for each in _termination):
-        return _reason[0]
+def by_signal() -> bool:
+    """Return whether a signal is ending the process."""
+    return bool(_termination)
+
+
+def reason(error: BaseException) -> str:
+    """Return an exception in words; of the one that SIGTERM raised, the signal."""
+    for raised, words in _termination:
+        if error is raised:
+            return words
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _why() -> str:
+    """Return why the process ends."""
+    if _termination:
+        return _termination[0][1]
+    # Python keeps the exception that nobody caught; at a prompt it is any one before.
+    error = None if hasattr(sys, "ps1") else getattr(sys, "last_value", None)
+    if error is None:
+        return "the process ended before the session was closed"
+    return reason(error)
 
 
 def _detach_all() -> None:
     for session in tuple(_open):
-        session.writer.mark_incomplete(_reason[0], lasting=False)
+        session.writer.mark_incomplete(_why(), lasting=False)
         try:
             session.detach()
         except Exception as error:
