@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tracelab import stats as stats
     from tracelab.jobs import analyze as analyze
     from tracelab.reporting import report as report
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from tracelab.trace.hdf5 import import_hdf5 as import_hdf5
     from tracelab.trace.health.repairing import repair as repair
     from tracelab.trace.health.verification import verify as verify
+
+    # Type checkers would take `tracelab/attach.py`, which can only be run, for it.
+    attach: Callable[..., Any]
 
 __version__ = "0.1.0"
 

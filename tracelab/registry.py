@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import logging
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -15,16 +16,21 @@ __all__ = [
     "ANALYSES",
     "COLLECTORS",
     "DEMOS",
+    "LAUNCHERS",
     "RECORDERS",
     "analyses",
     "analysis",
+    "collectors",
     "demo",
+    "launcher",
+    "options",
     "recorder",
 ]
 
 ANALYSES = "tracelab.analyses"
 COLLECTORS = "tracelab.collectors"
 DEMOS = "tracelab.demos"
+LAUNCHERS = "tracelab.launchers"
 RECORDERS = "tracelab.recorders"
 
 logger = logging.getLogger(__name__)
@@ -84,6 +90,19 @@ def analysis(name: str) -> Analysis:
     return found
 
 
+def collectors() -> dict[str, Any]:
+    """Return every installed collector's class by name; one that cannot be loaded is warned of."""
+    found = {}
+    for name in _entries(COLLECTORS):
+        try:
+            found[name] = _load(COLLECTORS, name)
+        except MissingExtraError:
+            raise
+        except UsageError as error:
+            logger.warning("%s", error)
+    return found
+
+
 def recorder(framework: str) -> Any:
     """Return the function that attaches collectors to a training run of `framework`."""
     known = _entries(RECORDERS)
@@ -92,6 +111,22 @@ def recorder(framework: str) -> Any:
             f"no recorder for {framework!r} is installed; there are: {', '.join(known) or 'none'}"
         )
     return _load(RECORDERS, framework)
+
+
+def options(recorder: Any) -> list[str]:
+    """Return the names of what a recorder takes by keyword alone."""
+    parameters = inspect.signature(recorder).parameters.values()
+    return [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+
+
+def launcher(framework: str) -> Any:
+    """Return the function that records a script of `framework` that is not edited."""
+    known = _entries(LAUNCHERS)
+    if framework not in known:
+        raise UsageError(
+            f"no launcher for {framework!r} is installed; there are: {', '.join(known) or 'none'}"
+        )
+    return _load(LAUNCHERS, framework)
 
 
 def demo(name: str) -> Any:
