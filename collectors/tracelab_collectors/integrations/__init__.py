@@ -1,0 +1,1 @@
+"""Callbacks for training frameworks, one module each; none is imported before it is asked for."""
