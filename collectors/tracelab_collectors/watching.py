@@ -14,10 +14,14 @@ from tracelab.errors import IncompleteTraceWarning, UsageError
 from tracelab.launch.settings import Settings
 from tracelab.trace.places.locations import resolve
 from tracelab.trace.writing.room import vacant
+from tracelab_collectors import exits
+from tracelab_collectors.attach import attach
+from tracelab_collectors.bystander import Bystander
 from tracelab_collectors.frozen import forked_generators
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.owners import owner
-from tracelab_collectors.session import Session, attach
+from tracelab_collectors.presets import chosen
+from tracelab_collectors.session import Session
 
 __all__ = ["Watch", "watch"]
 
@@ -39,7 +43,8 @@ def watch(settings: Settings) -> Watch:
         If it can be seen already that it cannot be recorded as asked.
     """
     options = settings.options
-    for collector in options.get("collectors", ()):
+    collectors = chosen(options.get("collectors"), probes={"loss", "data"} <= options.keys())
+    for collector in collectors:
         for needed in ("loss", "data"):
             if isinstance(collector, NoiseProbe) and needed not in options:
                 raise UsageError(
@@ -63,7 +68,7 @@ class Watch:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._sessions: list[Session] = []
+        self._sessions: list[Session | Bystander] = []
         self._seen: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._steps_seen = False
         self._process = os.getpid()
@@ -85,6 +90,9 @@ class Watch:
                 "the script took no optimizer step in this process, so that nothing is at "
                 f"{self._settings.path}; processes that a script starts are not recorded"
             )
+        if exits.by_signal():
+            # Sessions are closed as the process ends, and say which.
+            return
         for session in self._sessions:
             if failed is None:
                 session.detach()
@@ -111,16 +119,9 @@ class Watch:
             )
 
     def _attach(self, optimizer: torch.optim.Optimizer, number: int) -> None:
-        model, missing = owner(optimizer)
         path = self._settings.path if number == 1 else _numbered(self._settings.path, number)
         options = self._settings.resolve(late=True)
-        self._sessions.append(attach(model, optimizer, path, **options))
-        if missing:
-            _warn(
-                f"{missing} of the parameters that the optimizer {type(optimizer).__name__} trains "
-                f"are not in the model {type(model).__name__} and are not recorded; call "
-                "tracelab.attach in the script to choose the model"
-            )
+        self._sessions.append(attach(owner(optimizer), optimizer, path, **options))
         for name, value in _environment().items():
             if value != self._environment[name]:
                 _warn(

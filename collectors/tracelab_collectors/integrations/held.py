@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tracelab_collectors.session import Session, attach
+from tracelab_collectors.attach import attach
+from tracelab_collectors.bystander import Bystander
+from tracelab_collectors.session import Session
 
 __all__ = ["Held"]
 
@@ -28,7 +30,7 @@ class Held:
     def __init__(self, path: str | Path, options: Mapping[str, Any]) -> None:
         self._path = path
         self._options = dict(options)
-        self._session: Session | None = None
+        self._session: Session | Bystander | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_session": None}
@@ -62,8 +64,7 @@ class Held:
         options = dict(self._options)
         if options.get("resume") is True and steps_taken:
             options["resume"] = steps_taken
-        trained: Any = optimizers[0] if len(optimizers) == 1 else list(optimizers)
-        self._session = attach(model, trained, self._path, **options)
+        self._session = attach(model, optimizers, self._path, **options)
 
     def log(self, **scalars: float | Tensor) -> None:
         """Record scalars of the step just taken."""
@@ -84,6 +85,6 @@ class Held:
         if isinstance(reason, BaseException):
             session.__exit__(type(reason), reason, reason.__traceback__)
             return
-        if reason is not None:
+        if reason is not None and isinstance(session, Session):
             session.writer.mark_incomplete(reason, lasting=False)
         session.detach()

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tracelab.errors import MissingExtraError
+from tracelab_collectors.attach import attach as attach_to
+from tracelab_collectors.bystander import Bystander
 from tracelab_collectors.integrations.held import Held
 from tracelab_collectors.session import Session
-from tracelab_collectors.session import attach as attach_to
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -107,7 +108,7 @@ def attach(
     optimizer: torch.optim.Optimizer,
     path: str | Path,
     **options: Any,
-) -> Session:
+) -> Session | Bystander:
     """Record a loop with Accelerate; see `tracelab.attach`.
 
     Parameters

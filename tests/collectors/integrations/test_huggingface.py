@@ -274,7 +274,7 @@ def accelerated(path, precision: str, parts: int, **options):
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_loop_with_accelerate(precision, parts, path, group, attrs) -> None:
     bare = accelerated(None, precision, parts)
-    collectors = [*full(), Weights(1, tracelab.Full())]
+    collectors = [*full(), Weights(every=1, sketch=tracelab.Full())]
     weights = accelerated(path, precision, parts, collectors=collectors)
     assert torch.equal(bare[-1], weights[-1])
     assert attrs()["state"] == "complete"
@@ -283,6 +283,7 @@ def test_a_loop_with_accelerate(precision, parts, path, group, attrs) -> None:
     np.testing.assert_array_equal(group("weights")["full"], torch.stack(weights))
 
 
+@pytest.mark.slow
 def test_without_transformers_the_extra_is_named() -> None:
     code = (
         "import sys\n"

@@ -130,7 +130,8 @@ def test_an_exception_makes_the_trace_incomplete(loader, path, group, attrs) -> 
     assert attrs()["incomplete_reasons"] == ["ZeroDivisionError: the ninth batch"]
     # Lightning computes the loss inside of the optimizer's step.
     assert group("steps")["applied"].values.tolist() == [True] * 8 + [False]
-    assert group("gradients")["step"].values.tolist() == list(range(8))
+    finite = np.isfinite(group("gradients")["full"].values).all(axis=1)
+    assert finite.tolist() == [True] * 8 + [False]
 
 
 def test_training_goes_on_at_the_trainers_step(loader, path, tmp_path, group, attrs) -> None:
@@ -188,7 +189,11 @@ class Manual(Regression):
 
 def test_manual_optimization(loader, path, group) -> None:
     module = Manual()
-    fit(module, loader, TracelabCallback(path, collectors=[Weights(1, tracelab.Full())]))
+    fit(
+        module,
+        loader,
+        TracelabCallback(path, collectors=[Weights(every=1, sketch=tracelab.Full())]),
+    )
     np.testing.assert_array_equal(group("weights")["full"], torch.stack(module.weights))
     np.testing.assert_allclose(group("steps")["loss"], module.losses, rtol=1e-6)
 
@@ -202,6 +207,7 @@ def test_a_teardown_without_an_end_leaves_an_incomplete_trace(loader, path, attr
     assert attrs()["incomplete_reasons"] == ["training was torn down before it had ended"]
 
 
+@pytest.mark.slow
 def test_pytorch_lightning_is_served_too() -> None:
     code = (
         "import warnings; warnings.simplefilter('ignore')\n"
@@ -212,6 +218,7 @@ def test_pytorch_lightning_is_served_too() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_without_lightning_the_extra_is_named() -> None:
     code = (
         "import sys\n"
@@ -222,6 +229,7 @@ def test_without_lightning_the_extra_is_named() -> None:
     assert "pip install 'tracelab[lightning]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_recording_imports_no_framework() -> None:
     code = (
         "import sys, tracelab_collectors.session, tracelab_collectors.integrations\n"

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 import tracelab
-from tracelab_collectors.session import attach
+from tracelab_collectors.attach import attach
 
 
 def test_the_module_cannot_be_imported() -> None:
@@ -23,8 +23,8 @@ def test_the_module_cannot_be_imported() -> None:
 @pytest.mark.parametrize("way", ["from tracelab import attach", "attach = tracelab.attach"])
 def test_the_function_is_found_in_a_fresh_process(first, way) -> None:
     code = (
-        f"{first}import tracelab\n{way}\nfrom tracelab_collectors import session\n"
-        "assert attach is session.attach is tracelab.attach"
+        f"{first}import tracelab\n{way}\nfrom tracelab_collectors import attach as recorder\n"
+        "assert attach is recorder.attach is tracelab.attach"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -35,6 +35,7 @@ def test_a_walk_over_the_packages_imports_it_not() -> None:
     assert tracelab.attach is attach
 
 
+@pytest.mark.slow
 def test_type_checkers_see_a_function(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

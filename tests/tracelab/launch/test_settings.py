@@ -73,8 +73,8 @@ def test_everything(settings) -> None:
         "exclude": "head.*",
         "collectors": [
             Statistics(),
-            Gradients(10, (tracelab.Project(256), tracelab.Sample(64, 1))),
-            Gradients(tracelab.log_spaced(1001, 4), tracelab.Full(), name="whole"),
+            Gradients(every=10, sketch=(tracelab.Project(256), tracelab.Sample(64, 1))),
+            Gradients(every=tracelab.log_spaced(1001, 4), sketch=tracelab.Full(), name="whole"),
             NoiseProbe(steps=[0, 20], batches=4),
             Weights(),
         ],
@@ -140,7 +140,7 @@ def test_resume(value, settings) -> None:
             "{path: a, collectors: [Gradient]}",
             "collectors: no collector is called 'Gradient'; did you mean 'Gradients'?",
         ),
-        ("{path: a, collectors: [zzz]}", "no collector is called 'zzz'; there are: Gradients, No"),
+        ("{path: a, collectors: [zzz]}", "no collector is called 'zzz'; there are: Gradients, "),
         (
             "{path: a, collectors: [Gradients: 10]}",
             "the options of Gradients must be a mapping such as {every: 10}, got 10",
