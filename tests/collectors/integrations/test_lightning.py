@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     # Its own imports of distributed data parallelism warn under recent releases of PyTorch.
     warnings.simplefilter("ignore")
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.plugins import MixedPrecision
 
 from tracelab_collectors.integrations.lightning import TracelabCallback
 
@@ -118,6 +119,23 @@ def test_the_recorded_gradient_moves_the_weights(options, loader, path, group, a
     # Lightning divides each loss by the number of parts, in bfloat16 where that is its type.
     rounding = 2**-8 if "precision" in options else 1e-6
     np.testing.assert_allclose(group("steps")["loss"], losses, rtol=rounding)
+
+
+def test_the_gradient_is_unscaled(loader, path, group) -> None:
+    def scaled() -> dict:
+        scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+        # Lightning itself makes none for a CPU.
+        return {"plugins": MixedPrecision("16-mixed", "cpu", scaler), "accumulate_grad_batches": 2}
+
+    bare, module = Regression(), Regression()
+    fit(bare, loader, **scaled())
+    fit(module, loader, TracelabCallback(path, collectors=gradients()), **scaled())
+    assert torch.equal(bare.flat(), module.flat())
+    weights = torch.stack(module.weights[::2])
+    moved = (weights[:-1] - weights[1:]).numpy() / RATE
+    error = np.linalg.norm(group("gradients")["full"].values - moved, axis=1)
+    assert (error <= 1e-6 * np.linalg.norm(weights[:-1], axis=1)).all()
+    assert group("steps")["micro_batches"].values.tolist() == [2] * 6
 
 
 def test_an_exception_makes_the_trace_incomplete(loader, path, group, attrs) -> None:
