@@ -198,7 +198,9 @@ class Session:
         if kind is None:
             self.detach()
             return
-        self.writer.mark_incomplete(exits.reason(error), lasting=False)
+        self.writer.mark_incomplete(
+            kind.__name__ if error is None else exits.reason(error), lasting=False
+        )
         try:
             self.detach()
         except Exception as second:

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from faults.scenarios import small_disk
 from torch import Tensor, nn
 
 import tracelab
-from faults.scenarios import small_disk
 from tracelab.errors import IncompleteTraceWarning, TraceError
 from tracelab.trace.writing.creation import create
 from tracelab_collectors import Gradients, Statistics
@@ -32,7 +32,9 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(create.__kwdefaults__, "flush_seconds", 0.02)
 
 
-def train(path: Path | None = None, each: Callable = lambda session, step: None, **options) -> Tensor:
+def train(
+    path: Path | None = None, each: Callable = lambda session, step: None, **options
+) -> Tensor:
     """Train 80 steps on 10,100 weights, 40 kB a row; return the weights at the end."""
     torch.manual_seed(0)
     net = nn.Linear(100, 100)

@@ -72,9 +72,7 @@ def test_a_closure_that_raises_leaves_a_row_without_gradient(
         np.testing.assert_array_equal(np.isnan(values).any(values.dims[1]), absent)
 
 
-def test_an_optimizer_that_never_calls_its_closure(
-    net, inputs, path: Path, group
-) -> None:
+def test_an_optimizer_that_never_calls_its_closure(net, inputs, path: Path, group) -> None:
     class Lazy(torch.optim.SGD):
         def step(self, closure=None):
             return None

@@ -12,8 +12,11 @@ from tracelab.errors import UsageError
 from tracelab.histogram import Histogram
 
 ODD = np.array(
-    [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, -np.nan, 1e-45, -1e-45, 1.1754942e-38]
-    + [1.1754944e-38, -1.1754944e-38, 3.4028235e38, -3.4028235e38, 255.99998, 256.0],
+    [
+        *(0.0, -0.0, 1.0, -1.0, np.inf, -np.inf),
+        *(np.nan, -np.nan, 1e-45, -1e-45, 1.1754942e-38, 1.1754944e-38),
+        *(-1.1754944e-38, 3.4028235e38, -3.4028235e38, 255.99998, 256.0),
+    ],
     dtype=np.float32,
 )
 HISTOGRAMS = [
