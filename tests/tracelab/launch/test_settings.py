@@ -171,7 +171,7 @@ def test_resume(value, settings) -> None:
         ),
         (
             "{path: a, collectors: [Gradients: {sketch: 3}]}",
-            r"Gradients: sketch must be Project\(k\), Sample\(k\) or Full\(\), got 3",
+            r"Gradients: sketch must be Project\(k\), Sample\(k\), Full\(\) or Histogram\(\), got 3",
         ),
         (
             "{path: a, collectors: [Gradients: {sketch: {Project: {k: 1, sed: 1}}}]}",
