@@ -23,6 +23,7 @@ from tracelab.errors import (
     TraceError,
     UsageError,
 )
+from tracelab.trace.hdf5.input import Input
 from tracelab.trace.hdf5.output import Output
 from tracelab.trace.places.locations import Location, PathLike, resolve
 from tracelab.trace.reading.reader import Trace
@@ -149,8 +150,8 @@ def import_hdf5(
     location = resolve(path)
     location.sink()
     _check_room(location, overwrite)
-    with _readable(source) as root:
-        planned = plan(complete(inspect(root, source.stat().st_size)))
+    with _readable(source) as (root, opened):
+        planned = plan(complete(inspect(root, opened)))
         advance = _counter(nbytes(planned), progress)
         with _staged(location) as staging:
             store(planned, staging, advance)
@@ -201,7 +202,7 @@ def _counter(total: int, progress: Progress | None) -> Callable[[str, int], None
 
 
 @contextmanager
-def _readable(source: Path) -> Iterator[Any]:
+def _readable(source: Path) -> Iterator[tuple[Any, Input]]:
     """Open an HDF5 file; whatever is wrong with what it holds is an error of the file."""
     import h5py
 
@@ -211,8 +212,9 @@ def _readable(source: Path) -> Iterator[Any]:
         raise TraceError(f"{source} is not an HDF5 file")
     try:
         # Chunks that a band of rows cuts are read once all the same.
-        with h5py.File(source, "r", rdcc_nbytes=32 * MIB, locking="best-effort") as root:
-            yield root
+        with Input(source) as file, h5py.File(file, "r", rdcc_nbytes=32 * MIB) as root:
+            file.length_bytes = root.id.get_create_plist().get_sizes()[1]
+            yield root, file
     except (StorageError, UsageError):
         raise
     except TraceError as error:

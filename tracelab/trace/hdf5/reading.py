@@ -18,6 +18,7 @@ import numpy as np
 
 from tracelab.errors import DamagedError, TraceError
 from tracelab.trace.hdf5 import attributes as hdf5_attributes
+from tracelab.trace.hdf5.input import Input
 from tracelab.trace.resultstore.results import RESULTS
 from tracelab.trace.schema import DTYPES, NAME
 from tracelab.typing import Array
@@ -30,6 +31,7 @@ RANK = re.compile(r"rank-[0-9]{1,9}")
 MAX_MEMBERS = 10_000
 MAX_CHUNK_BYTES = 2**26
 MAX_TEXT_BYTES = 2**16
+TEXTS_AT_ONCE = 2**16
 # gzip makes nothing smaller than a thousandth.
 LARGEST_RATIO = 2_000
 # Attributes and texts are in neither: indexes of chunks, object headers, free space.
@@ -115,15 +117,15 @@ class FoundTrace:
     ranks: Mapping[str, FoundTrace] = field(default_factory=dict)
 
 
-def inspect(root: Any, file_bytes: int) -> FoundTrace:
+def inspect(root: Any, file: Input) -> FoundTrace:
     """Return what a file holds.
 
     Parameters
     ----------
     root : h5py.File
         The open file.
-    file_bytes : int
-        Its size.
+    file : Input
+        What it is opened from.
 
     Raises
     ------
@@ -134,7 +136,7 @@ def inspect(root: Any, file_bytes: int) -> FoundTrace:
         raise TraceError(
             "it is an HDF5 file but holds no tracelab trace: its top has no attribute 'format'"
         )
-    sizes = _Sizes(file_bytes)
+    sizes = _Sizes(file)
     tree = _walk(root, "", sizes, top=True)
     sizes.check()
     return _trace(root, tree)
@@ -152,27 +154,62 @@ class _Tree:
 class _Sizes:
     """What the datasets seen so far declare, against what the file can hold."""
 
-    file_bytes: int
+    file: Input
     declared: int = 0
+    texts: int = 0
     stored: dict[int, int] = field(default_factory=dict)
 
     def add(self, dataset: Any, nbytes: int) -> None:
         self.declared += nbytes
+        self.texts += sum(_text_bytes(dataset, self.file))
         self.stored[h5py.h5o.get_info(dataset.id).addr] = dataset.id.get_storage_size()
 
     def check(self) -> None:
-        if self.declared > LARGEST_RATIO * self.file_bytes:
+        file_bytes = self.file.size
+        if self.declared > LARGEST_RATIO * file_bytes or self.texts > file_bytes:
             raise TraceError(
-                f"its datasets declare {self.declared} bytes, which a file of {self.file_bytes} "
-                "bytes cannot hold"
+                f"its datasets declare {self.declared} bytes, and texts of {self.texts} bytes, "
+                f"which a file of {file_bytes} bytes cannot hold"
             )
-        # Texts are outside of all datasets, and one cannot ask how long they are.
-        rest = self.file_bytes - sum(self.stored.values())
-        if not 0 <= rest <= OVERHEAD_BYTES + self.file_bytes // OVERHEAD_SHARE:
+        # Attributes and texts are outside of all datasets.
+        rest = file_bytes - sum(self.stored.values())
+        if not 0 <= rest <= OVERHEAD_BYTES + file_bytes // OVERHEAD_SHARE:
             raise TraceError(
-                f"{rest} of its {self.file_bytes} bytes are not values of datasets; attributes "
+                f"{rest} of its {file_bytes} bytes are not values of datasets; attributes "
                 "and texts of a trace are smaller (h5repack removes free space from a file)"
             )
+
+
+def _text_bytes(dataset: Any, file: Input) -> Iterator[int]:
+    """Yield how long texts of variable length say they are; HDF5 allocates it before it looks."""
+    kind = dataset.id.get_type()
+    if kind.get_class() != h5py.h5t.STRING or not kind.is_variable_str():
+        return
+    if dataset.id.get_create_plist().get_nfilters():
+        # These entries are compressed, so damage is found when they are read.
+        return
+    # An entry is the length of a text, then where it is.
+    entry = 8 + dataset.file.id.get_create_plist().get_sizes()[0]
+    if dataset.chunks is None:
+        start = dataset.id.get_offset()
+        for first in range(0, 0 if start is None else dataset.size, TEXTS_AT_ONCE):
+            count = min(TEXTS_AT_ONCE, dataset.size - first)
+            yield _lengths(file.content(start + first * entry, count * entry), entry)
+        return
+    chunks: list[Any] = []
+    dataset.id.chunk_iter(chunks.append)
+    for chunk in chunks:
+        if chunk.size != math.prod(dataset.chunks) * entry:
+            raise DamagedError(
+                f"{dataset.name} has a chunk of {chunk.size} bytes, which is not its own"
+            )
+        yield _lengths(file.content(chunk.byte_offset, chunk.size), entry)
+
+
+def _lengths(content: bytes, entry: int) -> int:
+    entries = np.frombuffer(content, np.uint8)[: len(content) // entry * entry]
+    lengths = entries.reshape(-1, entry)[:, :4].copy().view("<u4")
+    return int(lengths.sum(dtype=np.int64))
 
 
 def _members(group: Any, path: str) -> Iterator[tuple[str, Any]]:
