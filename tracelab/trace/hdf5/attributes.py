@@ -7,17 +7,28 @@ lists which are. Nothing is pickled, and what no trace holds is refused before i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 
-from tracelab.errors import TraceError
+from tracelab.errors import DamagedError, TraceError
+from tracelab.trace.hdf5 import checksums
 from tracelab.trace.reading import strictjson
 from tracelab.trace.writing import documents
 
-__all__ = ["DTYPE", "VERSION", "read", "refusing", "write"]
+__all__ = [
+    "CRC32C",
+    "DTYPE",
+    "LABELS",
+    "VERSION",
+    "changed",
+    "check_labels",
+    "read",
+    "refusing",
+    "write",
+]
 
 JSON = "tracelab_json"
 """JSON list of the object's attributes whose text is JSON."""
@@ -31,9 +42,19 @@ DTYPE = "tracelab_dtype"
 VERSION = "tracelab_hdf5"
 """Version of these conventions, on the root."""
 
+CRC32C = "tracelab_crc32c"
+"""crc32c of a dataset's values."""
+
+TEXTS = "tracelab_texts_crc32c"
+"""JSON object: crc32c of each attribute that is a text, which HDF5 itself gives none."""
+
+LABELS = "DIMENSION_LABELS"
+"""What HDF5 calls the attribute with the labels of the dimensions."""
+
 # What the HDF5 and netCDF libraries keep for themselves.
-_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST")
-_RESERVED = frozenset((JSON, OTHERS, DTYPE, VERSION, *_HDF5, "_FillValue"))
+_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", LABELS, "REFERENCE_LIST")
+_OURS = (DTYPE, VERSION, CRC32C, TEXTS)
+_RESERVED = frozenset((JSON, OTHERS, *_OURS, *_HDF5, "_FillValue"))
 
 LONGEST_NAME = 255
 MAX_ATTRIBUTES = 10_000
@@ -42,7 +63,13 @@ MAX_ATTRIBUTE_BYTES = strictjson.MAX_BYTES
 _CLASSES = frozenset((h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.STRING, h5py.h5t.ENUM))
 
 
-def write(target: Any, attributes: Mapping[str, Any]) -> None:
+def write(
+    target: Any,
+    attributes: Mapping[str, Any],
+    *,
+    dtype: str | None = None,
+    labels: Sequence[str] | None = None,
+) -> None:
     """Give an HDF5 object the attributes of a trace, a group or an array.
 
     Parameters
@@ -51,7 +78,12 @@ def write(target: Any, attributes: Mapping[str, Any]) -> None:
         The object.
     attributes : mapping
         As JSON holds them.
+    dtype : str, optional
+        The dtype in the trace, of a dataset whose HDF5 type does not tell.
+    labels : sequence of str, optional
+        What the dimensions of a dataset are labelled.
     """
+    natives: dict[str, Any] = {}
     listed, others = [], {}
     for name, value in attributes.items():
         if name in _RESERVED or not (_is_text(name) and 0 < len(name.encode()) <= LONGEST_NAME):
@@ -61,11 +93,28 @@ def write(target: Any, attributes: Mapping[str, Any]) -> None:
         if native is None:
             listed.append(name)
             native = _dump(value)
-        target.attrs[name] = native
+        natives[name] = native
     if listed:
-        target.attrs[JSON] = _dump(listed)
+        natives[JSON] = _dump(sorted(listed))
     if others:
-        target.attrs[OTHERS] = _dump(others)
+        natives[OTHERS] = _dump(others)
+    if dtype is not None:
+        natives[DTYPE] = dtype
+    for name, native in natives.items():
+        target.attrs[name] = native
+    sums = {
+        name: checksums.of_text(native)
+        for name, native in sorted(natives.items())
+        if isinstance(native, str)
+    }
+    if labels is not None:
+        sums[LABELS] = _of_labels(labels)
+    if sums:
+        target.attrs[TEXTS] = _dump(sums)
+
+
+def _of_labels(labels: Sequence[str]) -> int:
+    return checksums.of_text("\0".join(labels))
 
 
 def _native(value: Any) -> Any:
@@ -112,17 +161,14 @@ def read(source: Any, name: str) -> dict[str, Any]:
         raise TraceError(f"{name} has more than {MAX_ATTRIBUTES} attributes")
     found: dict[str, Any] = {}
     for key in source.attrs:
-        if key in _HDF5:
-            continue
-        handle = h5py.h5a.open(source.id, key.encode("utf-8", "surrogateescape"))
-        described = f"the attribute {key!r} of {name}"
-        refusing(handle.get_type(), described)
-        if handle.get_storage_size() > MAX_ATTRIBUTE_BYTES:
-            raise TraceError(
-                f"{described} takes {handle.get_storage_size()} bytes, more than any trace's"
-            )
-        found[key] = _plain(source.attrs[key], described)
-    for key in (DTYPE, VERSION):
+        if key not in (*_HDF5, TEXTS):
+            found[key] = _one(source, key, name)
+    for key, checksum in _text_checksums(source, name).items():
+        if key != LABELS and (
+            not isinstance(found.get(key), str) or checksums.of_text(found[key]) != checksum
+        ):
+            raise changed(f"the attribute {key!r} of {name}", TEXTS)
+    for key in _OURS:
         found.pop(key, None)
     for key in _parsed(found.pop(JSON, "[]"), list, f"the attribute {JSON!r} of {name}"):
         if not isinstance(found.get(key), str):
@@ -130,6 +176,78 @@ def read(source: Any, name: str) -> dict[str, Any]:
         found[key] = _parsed(found[key], object, f"the attribute {key!r} of {name}")
     others = _parsed(found.pop(OTHERS, "{}"), dict, f"the attribute {OTHERS!r} of {name}")
     return {**found, **others}
+
+
+def _one(source: Any, key: str, name: str) -> Any:
+    handle = h5py.h5a.open(source.id, key.encode("utf-8", "surrogateescape"))
+    described = f"the attribute {key!r} of {name}"
+    refusing(handle.get_type(), described)
+    if handle.get_storage_size() > MAX_ATTRIBUTE_BYTES:
+        raise TraceError(
+            f"{described} takes {handle.get_storage_size()} bytes, more than any trace's"
+        )
+    return _plain(source.attrs[key], described)
+
+
+def _text_checksums(source: Any, name: str) -> dict[str, Any]:
+    """Return the crc32c by name of those attributes of an HDF5 object that were written with one.
+
+    Parameters
+    ----------
+    source : h5py.Group or h5py.Dataset
+        The object.
+    name : str
+        What to call it in messages.
+
+    Raises
+    ------
+    TraceError
+        If that is not what the attribute holds.
+    """
+    if TEXTS not in source.attrs:
+        return {}
+    found: dict[str, Any] = _parsed(
+        _one(source, TEXTS, name), dict, f"the attribute {TEXTS!r} of {name}"
+    )
+    return found
+
+
+def check_labels(source: Any, labels: Sequence[str], name: str) -> None:
+    """Refuse labels of dimensions that are not those that were written.
+
+    Parameters
+    ----------
+    source : h5py.Dataset
+        What has them.
+    labels : sequence of str
+        As they were read; none if they are not there.
+    name : str
+        What to call it in messages.
+
+    Raises
+    ------
+    DamagedError
+        If they have another crc32c.
+    """
+    checksum = _text_checksums(source, name).get(LABELS)
+    if checksum is not None and checksum != _of_labels(labels):
+        raise changed(f"the attribute {LABELS!r} of {name}", TEXTS)
+
+
+def changed(described: str, checksum: str) -> DamagedError:
+    """Return the error of what has another crc32c than it was written with.
+
+    Parameters
+    ----------
+    described : str
+        What has.
+    checksum : str
+        The attribute that says which it was written with.
+    """
+    return DamagedError(
+        f"{described} is not what was written: its crc32c is another; if it was changed on "
+        f"purpose, delete the attribute {checksum!r} beside it"
+    )
 
 
 def refusing(kind: Any, described: str) -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 from tracelab.contracts import NETWORK, Variable
 from tracelab.errors import TraceError
-from tracelab.trace.hdf5.reading import FoundArray, FoundGroup, FoundTrace, Stored
+from tracelab.trace.hdf5.reading import FoundArray, FoundGroup, FoundTrace
+from tracelab.trace.hdf5.values import Stored, checked, whole
 from tracelab.trace.schema import (
     COORDINATE_TABLES,
     FORMAT,
@@ -116,7 +117,7 @@ def _layers(group: FoundGroup | None) -> tuple[FoundGroup, dict[str, int]]:
         attributes = array_attributes(variable)
         if known is not None:
             attributes = {**attributes, **known.attributes}
-            found = _texts(known, variable.name) if known.dtype == "string" else known.values[:]
+            found = _texts(known, variable.name) if known.dtype == "string" else whole(known.values)
             if variable.name == "kind":
                 values = np.array(found, dtype=object)
             if known.shape != (len(names),) or not np.array_equal(values, found):
@@ -135,7 +136,7 @@ def _layers(group: FoundGroup | None) -> tuple[FoundGroup, dict[str, int]]:
 def _texts(array: FoundArray, name: str) -> list[str]:
     if array.dtype != "string" or len(array.shape) != 1:
         raise TraceError(f"{name!r} is not a list of texts")
-    return [str(text) for text in array.values[:]]
+    return [str(text) for text in whole(array.values)]
 
 
 def _numel(layer: str, text: str) -> int:
@@ -205,14 +206,17 @@ def _array(group: str, name: str, array: FoundArray, kind: str) -> FoundArray:
 def _steps(group: str, steps: FoundArray) -> FoundArray:
     if steps.dims != ("step",) or np.dtype(steps.dtype).kind not in "iu":
         raise TraceError(f"{group}/step is not a list of integers")
-    last = -1
-    for start in range(0, steps.shape[0], BLOCK):
-        block = steps.values[start : start + BLOCK]
-        if block[0] <= last or block[-1] > 2**62 or (block[1:] <= block[:-1]).any():
-            raise TraceError(
-                f"{group}/step holds steps that do not increase from 0 on, near row {start}"
-            )
-        last = int(block[-1])
+    last, wrong = -1, None
+    with checked(steps.values) as values:
+        for start in range(0, steps.shape[0], BLOCK):
+            block = values[start : start + BLOCK]
+            if block[0] <= last or block[-1] > 2**62 or (block[1:] <= block[:-1]).any():
+                wrong = start if wrong is None else wrong
+            last = int(block[-1])
+    if wrong is not None:
+        raise TraceError(
+            f"{group}/step holds steps that do not increase from 0 on, near row {wrong}"
+        )
     return _as(steps, "int64")
 
 
@@ -261,12 +265,17 @@ def _check_tables(group: str, layer: FoundArray, index: FoundArray, numel: Array
         np.dtype(table.dtype).kind not in "iu" for table in (layer, index)
     ):
         raise TraceError(f"the coordinate tables of group {group!r} are not two lists of integers")
-    for start in range(0, layer.shape[0], BLOCK):
-        owners = layer.values[start : start + BLOCK]
-        places = index.values[start : start + BLOCK]
-        inside = (owners >= 0) & (owners < numel.size)
-        if not inside.all() or not ((places >= 0) & (places < numel[owners])).all():
-            raise TraceError(
-                f"the coordinate tables of group {group!r} point outside of its layers, "
-                f"near coordinate {start}"
-            )
+    wrong = None
+    with checked(layer.values) as of_layer, checked(index.values) as of_index:
+        for start in range(0, layer.shape[0], BLOCK):
+            owners = of_layer[start : start + BLOCK]
+            places = of_index[start : start + BLOCK]
+            inside = (owners >= 0) & (owners < numel.size)
+            owned = (places >= 0) & (places < numel[np.where(inside, owners, 0)])
+            if wrong is None and not (inside & owned).all():
+                wrong = start
+    if wrong is not None:
+        raise TraceError(
+            f"the coordinate tables of group {group!r} point outside of its layers, "
+            f"near coordinate {wrong}"
+        )

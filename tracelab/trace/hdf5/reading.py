@@ -19,11 +19,11 @@ import numpy as np
 from tracelab.errors import DamagedError, TraceError
 from tracelab.trace.hdf5 import attributes as hdf5_attributes
 from tracelab.trace.hdf5.input import Input
+from tracelab.trace.hdf5.values import Stored
 from tracelab.trace.resultstore.results import RESULTS
 from tracelab.trace.schema import DTYPES, NAME
-from tracelab.typing import Array
 
-__all__ = ["FoundArray", "FoundGroup", "FoundTrace", "Stored", "inspect"]
+__all__ = ["FoundArray", "FoundGroup", "FoundTrace", "inspect"]
 
 WORKERS = "workers"
 RANK = re.compile(r"rank-[0-9]{1,9}")
@@ -44,43 +44,6 @@ _FILTERS = {
     h5py.h5z.FILTER_FLETCHER32: "fletcher32",
     h5py.h5z.FILTER_LZF: "lzf",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Values of a dataset, read when indexed, in the dtype of the trace.
-
-    Parameters
-    ----------
-    dataset : h5py.Dataset
-        A checked dataset.
-    dtype : str
-        ``"string"`` or a NumPy name.
-    name : str
-        What to call it in messages.
-    """
-
-    dataset: Any
-    dtype: str
-    name: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the dataset."""
-        shape: tuple[int, ...] = self.dataset.shape
-        return shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, selection: Any) -> Array:
-        try:
-            if self.dtype == "string":
-                return np.asarray(self.dataset.asstr()[selection], dtype=object)
-            found = self.dataset[selection]
-            return found != 0 if self.dtype == "bool" else np.asarray(found, dtype=self.dtype)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DamagedError(f"{self.name} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +279,7 @@ def _group(group: Any, tree: _Tree) -> FoundGroup:
         described = str(dataset.name).lstrip("/")
         dtype = _dtype(dataset, described)
         attributes = hdf5_attributes.read(dataset, described)
-        values = Stored(dataset, dtype, described)
+        values = Stored(dataset, dtype, described, _crc32c(dataset, described))
         arrays[name] = FoundArray(values, dtype, _labels(dataset, described), attributes)
     return FoundGroup(hdf5_attributes.read(group, str(group.name).lstrip("/")), arrays)
 
@@ -339,19 +302,32 @@ def _dtype(dataset: Any, name: str) -> str:
     return found
 
 
+def _crc32c(dataset: Any, name: str) -> int | None:
+    """Return the checksum of a dataset's values, if it was written with one."""
+    key = hdf5_attributes.CRC32C
+    if key not in dataset.attrs:
+        return None
+    handle = dataset.attrs.get_id(key)
+    if handle.get_type().get_class() != h5py.h5t.INTEGER or handle.shape != ():
+        raise TraceError(f"the attribute {key!r} of {name} is no checksum")
+    return int(dataset.attrs[key])
+
+
 def _labels(dataset: Any, name: str) -> tuple[str, ...] | None:
     """Return the labels of the dimensions.
 
     Not through the HDF5 library's own function, which believes what it finds in the attribute.
     """
-    if "DIMENSION_LABELS" not in dataset.attrs:
+    if hdf5_attributes.LABELS not in dataset.attrs:
+        hdf5_attributes.check_labels(dataset, (), name)
         return () if dataset.ndim == 0 else None
-    handle = dataset.attrs.get_id("DIMENSION_LABELS")
-    hdf5_attributes.refusing(handle.get_type(), f"the attribute 'DIMENSION_LABELS' of {name}")
+    handle = dataset.attrs.get_id(hdf5_attributes.LABELS)
+    hdf5_attributes.refusing(handle.get_type(), f"the labels of the dimensions of {name}")
     if handle.get_type().get_class() != h5py.h5t.STRING or handle.shape != (dataset.ndim,):
         raise TraceError(f"{name} has {dataset.ndim} dimensions and not as many labels of them")
     labels = tuple(
         label.decode("utf-8", "surrogateescape") if isinstance(label, bytes) else str(label)
-        for label in dataset.attrs["DIMENSION_LABELS"].tolist()
+        for label in dataset.attrs[hdf5_attributes.LABELS].tolist()
     )
+    hdf5_attributes.check_labels(dataset, labels, name)
     return labels if all(labels) else None

@@ -15,6 +15,7 @@ from zarr.storage import MemoryStore
 from tracelab.contracts import Variable
 from tracelab.errors import TraceError
 from tracelab.trace.hdf5.reading import FoundArray, FoundGroup, FoundTrace
+from tracelab.trace.hdf5.values import checked, whole
 from tracelab.trace.hdf5.writing import BLOCK_BYTES
 from tracelab.trace.places.locations import Location, Sink, resolve
 from tracelab.trace.ranks import begin_workers
@@ -150,7 +151,8 @@ def store(planned: Planned, location: Location, advance: Advance) -> None:
         if layout is None:
             group, name = path.split("/")
             variable = Variable(name, array.dims or (), "", array.dtype)
-            store_table(sink, group, variable, _table(array))
+            with checked(array.values) as values:
+                store_table(sink, group, variable, _table(array, values))
             advance(path, _size(array, array.shape))
         else:
             _store_rows(sink, path, array, layout, advance)
@@ -165,18 +167,19 @@ def store(planned: Planned, location: Location, advance: Advance) -> None:
     sink.put(ROOT, [documents.dump(root)])
 
 
-def _table(array: FoundArray) -> Any:
-    return [str(text) for text in array.values[:]] if array.dtype == "string" else array.values
+def _table(array: FoundArray, values: Any) -> Any:
+    return [str(text) for text in values[:]] if array.dtype == "string" else values
 
 
 def _store_rows(sink: Sink, path: str, array: FoundArray, layout: Layout, advance: Advance) -> None:
     count, row_shape = array.shape[0], array.shape[1:]
     builder = ShardBuilder(layout, row_shape, array.dtype, None)
     row_bytes = _size(array, row_shape)
-    for start, stop, rows in _bands(array.values, count, row_bytes, layout.chunk[0]):
-        for key, parts in builder.extend(rows, stop - start):
-            sink.put(f"{path}/{key}", parts)
-        advance(path, (stop - start) * row_bytes)
+    with checked(array.values) as values:
+        for start, stop, rows in _bands(values, count, row_bytes, layout.chunk[0]):
+            for key, parts in builder.extend(rows, stop - start):
+                sink.put(f"{path}/{key}", parts)
+            advance(path, (stop - start) * row_bytes)
     for key, parts in builder.partial():
         sink.put(f"{path}/{key}", parts)
 
@@ -228,7 +231,7 @@ def _store_results(sink: Sink, planned: Planned) -> None:
 
 def _result(group: FoundGroup) -> xr.Dataset:
     variables = {
-        name: (array.dims, array.values[:], dict(array.attributes))
+        name: (array.dims, whole(array.values), dict(array.attributes))
         for name, array in group.arrays.items()
     }
     return xr.Dataset(variables, attrs=dict(group.attributes))

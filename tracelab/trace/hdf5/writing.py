@@ -12,6 +12,7 @@ import numpy as np
 
 from tracelab.errors import DamagedError, TraceError
 from tracelab.trace.hdf5 import attributes as hdf5_attributes
+from tracelab.trace.hdf5.checksums import Checksum
 from tracelab.typing import Array
 
 __all__ = ["BLOCK_BYTES", "Arrays", "blocks", "write_group", "write_version"]
@@ -90,12 +91,13 @@ def _dataset(target: Any, name: str, document: Mapping[str, Any], described: str
     if dtype.kind == "f":
         options["fillvalue"] = np.asarray(np.nan, dtype)
     dataset = target.create_dataset(name, shape=shape, dtype=dtype, **options)
-    hdf5_attributes.write(dataset, document["attributes"])
-    if marker is not None:
-        dataset.attrs[hdf5_attributes.DTYPE] = marker
-    for axis, dim in enumerate(dims):
-        if dim is not None:
-            dataset.dims[axis].label = dim
+    labels = [dim or "" for dim in dims]
+    hdf5_attributes.write(
+        dataset, document["attributes"], dtype=marker, labels=labels if any(labels) else None
+    )
+    for axis, label in enumerate(labels):
+        if label:
+            dataset.dims[axis].label = label
     return dataset
 
 
@@ -165,14 +167,19 @@ def blocks(
 
 
 def _copy(values: Any, dataset: Any, described: str) -> Iterator[int]:
+    texts = dataset.dtype.kind == "O"
+    checksum = Checksum(dataset.shape, dataset.dtype)
     for selection in blocks(dataset.shape, dataset.chunks or (), dataset.dtype.itemsize):
         found = _read(values, selection, described)
-        if dataset.dtype.kind == "O":
+        if texts:
             found = _texts(found, described)
         elif found.dtype.kind == "b":
             found = found.view(np.uint8)
         dataset[selection] = found
+        checksum.add([part.start for part in selection], found)
         yield found.size * dataset.dtype.itemsize
+    # Every checksum of HDF5's own may be right and the values are those of another chunk, or none.
+    dataset.attrs[hdf5_attributes.CRC32C] = np.uint32(checksum.value)
 
 
 def _read(values: Any, selection: tuple[slice, ...], described: str) -> Array:
