@@ -54,12 +54,22 @@ def test_a_broken_plugin_does_not_take_the_others_along(entries, caplog):
         registry.analysis("gone")
 
 
+def test_a_broken_collector_does_not_take_the_others_along(entries, caplog):
+    entries(collectors={"fine": "tracelab.sketch:Full", "gone": "no_such_package:Collector"})
+    with caplog.at_level(logging.WARNING):
+        assert list(registry.collectors()) == ["fine"]
+    assert "the plugin 'gone' (no_such_package:Collector) cannot be imported" in caplog.text
+
+
 def test_recording_without_torch_names_the_extra(entries, tmp_path, monkeypatch):
     (tmp_path / "needs_torch.py").write_text("raise ModuleNotFoundError('no torch', name='torch')")
     monkeypatch.syspath_prepend(tmp_path)
     entries(recorders={"torch": "needs_torch:attach"})
     with pytest.raises(MissingExtraError, match=r"pip install 'tracelab\[collect\]'"):
         registry.recorder("torch")
+    entries(collectors={"gradients": "needs_torch:Gradients"})
+    with pytest.raises(MissingExtraError, match=r"pip install 'tracelab\[collect\]'"):
+        registry.collectors()
 
 
 def test_unknown_names_list_what_there_is(entries):
@@ -68,3 +78,5 @@ def test_unknown_names_list_what_there_is(entries):
         registry.recorder("jax")
     with pytest.raises(UsageError, match="no demonstration is called 'cats'; there are: none"):
         registry.demo("cats")
+    with pytest.raises(UsageError, match="no launcher for 'jax' is installed; there are: none"):
+        registry.launcher("jax")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from tracelab import registry
 from tracelab.errors import UsageError
 from tracelab.schedule import log_spaced
-from tracelab.sketch import Full, Project, Sample
+from tracelab.sketch import Sketch
 
 __all__ = ["collectors"]
 
-_SKETCHES: Mapping[str, Callable[..., Any]] = {"Project": Project, "Sample": Sample, "Full": Full}
+_SKETCHES: Mapping[str, Callable[..., Any]] = {each.__name__: each for each in get_args(Sketch)}
 _SCHEDULES: Mapping[str, Callable[..., Any]] = {"log_spaced": log_spaced}
 # Options whose values are made by a call; all others are what YAML says.
 _CALLS = {"sketch": _SKETCHES, "every": _SCHEDULES}

@@ -1,6 +1,8 @@
 """The configuration of zero-code recording: what it can say, and what it is told if it cannot."""
 
+import inspect
 import re
+from typing import get_args
 
 import pytest
 
@@ -13,6 +15,7 @@ from tracelab import registry
 from tracelab.errors import UsageError
 from tracelab.launch.references import Reference
 from tracelab.launch.settings import Settings, read
+from tracelab.sketch import Sketch
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
 
 KNOWN = registry.options(registry.recorder("torch"))
@@ -81,6 +84,20 @@ def test_everything(settings) -> None:
     }
     with pytest.raises(UsageError, match=r"data: the script has no 'data.train'; name what"):
         found.resolve(late=True)
+
+
+@pytest.mark.parametrize("sketch", get_args(Sketch))
+def test_every_sketch_has_its_name(sketch, settings) -> None:
+    needed = [
+        name
+        for name, each in inspect.signature(sketch).parameters.items()
+        if each.default is each.empty
+    ]
+    options = ", ".join(f"{name}: 3" for name in needed)
+    (found,) = settings(
+        f"{{path: a, collectors: [Gradients: {{sketch: {{{sketch.__name__}: {{{options}}}}}}}]}}"
+    ).options["collectors"]
+    assert isinstance(found.sketch[0], sketch)
 
 
 def test_a_presets_name_is_passed_on(settings) -> None:
@@ -171,7 +188,7 @@ def test_resume(value, settings) -> None:
         ),
         (
             "{path: a, collectors: [Gradients: {sketch: 3}]}",
-            r"Gradients: sketch must be Project\(k\), Sample\(k\), Full\(\) or Histogram\(\), got 3",
+            r"Gradients: sketch must be Project\(k\), .*, got 3",
         ),
         (
             "{path: a, collectors: [Gradients: {sketch: {Project: {k: 1, sed: 1}}}]}",
