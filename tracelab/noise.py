@@ -1,7 +1,8 @@
 """Noise samples of a trace: source, centring, mode and synthetic batch sizes.
 
 Gradient noise is a minibatch gradient minus the full-data gradient **at the same weights**.
-Functions here take the dataset of one ``noise`` group and stay lazy if it is.
+Functions here take the dataset of one ``noise`` group and stay lazy if it is. An ``examples`` group
+is one whose minibatches have one example each, from which minibatches of any size are drawn.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "SKETCHED",
     "cell",
     "coordinate_layers",
+    "drawn",
     "layer_samples",
     "mean_of",
     "samples",
@@ -107,17 +109,21 @@ def layer_samples(
     *,
     sketch: str | None = None,
     batch_size: int | None = None,
+    batches: int | None = None,
+    replacement: bool | None = None,
+    seed: int | None = None,
 ) -> xr.DataArray:
     """Return the noise of one layer, or of the network, as dims ``(step, batch, series)``.
 
     A series is one coordinate or one direction of projection. The network's coordinates are those
     of all layers; its projections are the sum of the layers'. Where the full-data gradient was not
-    recorded, each series is centred by the mean of the middle half of its batches.
+    recorded, each series is centred by the mean of the middle half of its batches, single examples
+    by their mean.
 
     Parameters
     ----------
     group : xarray.Dataset
-        A noise group.
+        A noise group, or one of examples.
     layers : xarray.Dataset
         The trace's layer table.
     layer : str
@@ -125,7 +131,10 @@ def layer_samples(
     sketch : {"sampled", "projected", "full"}, optional
         Default: what shows most (full, sampled, projected).
     batch_size : int, optional
-        A multiple of the recorded batch size: batches are averaged in disjoint groups.
+        A multiple of the recorded batch size: batches are averaged in disjoint groups. Of examples
+        any size: batches are drawn, see `drawn`.
+    batches, replacement, seed : int, bool, int, optional
+        Of batches drawn from examples; see `drawn`.
 
     Returns
     -------
@@ -133,6 +142,15 @@ def layer_samples(
         Unit ``loss/weight``; attributes ``sketch``, ``centring``, ``batch_size``.
     """
     chosen = sketch_of(group, sketch)
+    of_examples = "example" in group.dims
+    given = {"batches": batches, "replacement": replacement, "seed": seed}
+    draws = {name: value for name, value in given.items() if value is not None}
+    if draws and not of_examples:
+        raise UsageError(
+            f"{', '.join(f'{name}={value}' for name, value in draws.items())}: batches are drawn "
+            "from the gradients of single examples, and this group holds minibatches; record "
+            "Examples and give group='examples'"
+        )
     names = [str(name) for name in group["layer"].values]
     if layer != NETWORK and layer not in names:
         raise NotRecordedError(
@@ -152,22 +170,68 @@ def layer_samples(
             return array.sum("layer", skipna=False)
         return array.sel(layer=layer, drop=True)
 
-    mean = group.get(f"mean_{chosen}")
     series = "direction" if chosen == "projected" else "coordinate"
-    values = restrict(group[chosen]).astype(np.float64)
-    centre = _midmean(values) if mean is None else restrict(mean).astype(np.float64)
-    noise = (values - centre).rename({series: "series"}).reset_coords(drop=True)
-    noise = noise.transpose(..., "batch", "series")
-    recorded = group.attrs.get("batch_size")
+    names_of = {series: "series"} | ({"example": "batch"} if of_examples else {})
+
+    def plain(array: xr.DataArray) -> xr.DataArray:
+        array = restrict(array).astype(np.float64)
+        return array.rename({dim: name for dim, name in names_of.items() if dim in array.dims})
+
+    values = plain(group[chosen])
+    mean = plain(group[f"mean_{chosen}"]) if f"mean_{chosen}" in group else None
+    if of_examples:
+        noise = _of_examples(values, mean, group.attrs, batch_size, draws)
+    else:
+        noise = _of_batches(values, mean, group.attrs, batch_size)
+    noise = noise.reset_coords(drop=True)
+    noise.attrs |= {"units": "loss/weight", "long_name": "gradient noise", "sketch": chosen}
+    return noise.rename("noise")
+
+
+def _of_batches(
+    values: xr.DataArray,
+    mean: xr.DataArray | None,
+    attrs: Mapping[Any, Any],
+    batch_size: int | None,
+) -> xr.DataArray:
+    """Return the noise of recorded minibatches."""
+    centre = _midmean(values) if mean is None else mean
+    recorded = attrs.get("batch_size")
+    noise = (values - centre).transpose(..., "batch", "series")
     noise = _synthesise(noise, recorded, batch_size)
     noise.attrs = {
-        "units": "loss/weight",
-        "long_name": "gradient noise",
-        "sketch": chosen,
         "centring": "midmean of the batches" if mean is None else "full-data gradient",
         "batch_size": recorded if batch_size is None else batch_size,
     }
-    return noise.rename("noise")
+    return noise
+
+
+def _of_examples(
+    values: xr.DataArray,
+    mean: xr.DataArray | None,
+    attrs: Mapping[Any, Any],
+    batch_size: int | None,
+    draws: Mapping[str, Any],
+) -> xr.DataArray:
+    """Return the noise of single examples, or of batches drawn from them if any are asked for."""
+    if not draws and batch_size in (None, 1):
+        noise = (values - (values.mean("batch") if mean is None else mean)).transpose(*values.dims)
+        centring = "mean of the examples" if mean is None else "full-data gradient"
+        noise.attrs = {"centring": centring, "batch_size": 1}
+        return noise
+    if not attrs.get("mean_over_examples", True):
+        raise UsageError(
+            "batches cannot be made of these examples: they were recorded with "
+            "mean_over_examples=False, a loss that is no mean over examples"
+        )
+    noise = drawn(
+        values,
+        batch_size=1 if batch_size is None else batch_size,
+        n_data=attrs.get("n_data"),
+        **draws,
+    )
+    noise.attrs["centring"] = "mean of the examples"
+    return noise
 
 
 def cell(
@@ -227,6 +291,146 @@ def synthetic(recorded: int | None, batch_size: int | None) -> int:
             f"take a multiple of {recorded}"
         )
     return batch_size // recorded
+
+
+def drawn(
+    values: xr.DataArray,
+    *,
+    batch_size: int,
+    batches: int | None = None,
+    replacement: bool = True,
+    seed: int = 0,
+    n_data: int | None = None,
+) -> xr.DataArray:
+    r"""Return the noise of minibatches drawn from the gradients of single examples.
+
+    Of `m` recorded examples with gradients :math:`g_i` and mean :math:`\bar g`, batch `k` holds
+    example `i` :math:`c_{ki}` times, and its noise is
+
+    .. math:: \zeta_k = \frac{a}{b} \sum_i c_{ki} (g_i - \bar g).
+
+    The counts are multinomial with replacement, multivariate hypergeometric without. Batches are
+    independent of each other. Where the examples are all `n` of the data, :math:`a = 1` and the
+    noise is distributed as that of true minibatches, with covariance
+
+    .. math:: \frac{\Sigma}{b} \quad\text{or, without replacement,}\quad
+              \frac{\Sigma}{b} \, \frac{n - b}{n - 1}, \qquad
+              \Sigma = \frac1n \sum_i (g_i - \bar g)(g_i - \bar g)^\top .
+
+    Where they are a random part of the data, :math:`a` makes the expected covariance that of
+    minibatches of all `n`: :math:`a^2 = \frac{m}{m-1} \frac{n-1}{n}`, and without replacement
+    :math:`a^2 = \frac{1 - b/n}{1 - b/m}` (rescaled bootstrap).
+
+    Parameters
+    ----------
+    values : xarray.DataArray, dims (..., batch, series)
+        Gradients, one example along ``batch``; with a coordinate ``step``, on which draws depend.
+    batch_size : int
+        Examples per synthetic batch, `b`.
+    batches : int, optional
+        How many. Default: as many as there are examples.
+    replacement : bool
+        Whether the examples of a batch are drawn with replacement.
+    seed : int
+        Of the draws. All series, and so all layers, are of the same batches.
+    n_data : int, optional
+        Size of the data that the examples were drawn from, `n`. Default: they are all of it.
+
+    Returns
+    -------
+    xarray.DataArray, dims (..., batch, series)
+        Lazy if `values` are; attributes ``batch_size``, ``replacement``, ``seed``, ``scale`` (`a`).
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range, or there are too few examples.
+
+    References
+    ----------
+    Rao, Wu (1988), "Resampling inference with complex survey data", JASA 83(401). Cochran (1977),
+    "Sampling techniques", 3rd edition, Theorem 2.2 (the factor (n - b)/(n - 1)).
+    """
+    count = values.sizes["batch"]
+    batches = count if batches is None else batches
+    n_data = count if n_data is None else n_data
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("batches", batches, 1),
+        ("seed", seed, 0),
+        ("n_data", n_data, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+            raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+    scale = _rescaling(count, n_data, batch_size, replacement)
+
+    def batch_noise(gradients: FloatArray, step: IntArray) -> FloatArray:
+        noise = np.empty((*gradients.shape[:-1], batches))
+        centred = gradients - gradients.mean(axis=-1, keepdims=True)
+        steps = np.broadcast_to(step, gradients.shape[:-1])
+        for label in np.unique(step):
+            counts = _counts(label, count, batch_size, batches, replacement, seed)
+            there = steps == label
+            noise[there] = centred[there] @ (counts * (scale / batch_size)).T
+        return noise
+
+    whole = values.chunk({"batch": -1}) if values.chunks else values
+    step = values["step"] if "step" in values.coords else xr.DataArray(0)
+    noise: xr.DataArray = xr.apply_ufunc(
+        batch_noise,
+        whole,
+        step.reset_coords(drop=True),
+        input_core_dims=[["batch"], []],
+        output_core_dims=[["batch"]],
+        exclude_dims={"batch"},
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"batch": batches}},
+    )
+    noise = noise.transpose(*values.dims)
+    noise.attrs = {
+        "batch_size": int(batch_size),
+        "replacement": replacement,
+        "seed": int(seed),
+        "scale": scale,
+    }
+    return noise
+
+
+def _rescaling(count: int, n_data: int, batch_size: int, replacement: bool) -> float:
+    """Return by what noise of batches of `count` examples is multiplied to be that of the data."""
+    if count > n_data:
+        raise UsageError(f"{count} examples cannot be drawn from data of {n_data}")
+    if not replacement and batch_size > count:
+        raise UsageError(
+            f"batch_size={batch_size} without replacement exceeds the {count} recorded examples; "
+            "lower it or set replacement=True"
+        )
+    if count == n_data:
+        return 1.0
+    if count == 1 or (not replacement and batch_size == count):
+        raise UsageError(
+            f"batch_size={batch_size} of {count} recorded examples out of {n_data}: batches do not "
+            "differ, which says nothing of the data; record more examples"
+        )
+    if replacement:
+        return float(np.sqrt(count / (count - 1) * (n_data - 1) / n_data))
+    return float(np.sqrt((1 - batch_size / n_data) / (1 - batch_size / count)))
+
+
+def _counts(
+    step: int, count: int, batch_size: int, batches: int, replacement: bool, seed: int
+) -> FloatArray:
+    """Return how often each batch holds each example, shape (batch, example)."""
+    generator = np.random.default_rng([seed, int(step)])
+    if replacement:
+        held = generator.multinomial(batch_size, np.full(count, 1 / count), size=batches)
+    else:
+        ones = np.ones(count, dtype=np.int64)
+        held = generator.multivariate_hypergeometric(
+            ones, batch_size, size=batches, method="marginals"
+        )
+    return held.astype(np.float64)
 
 
 def _trim_mean(values: Array, axis: int) -> FloatArray:
@@ -313,13 +517,16 @@ def samples(
     mode: str = "batches",
     batch_size: int | None = None,
     sketch: str | None = None,
+    batches: int | None = None,
+    replacement: bool | None = None,
+    seed: int | None = None,
 ) -> xr.DataArray:
     """Return the gradient noise of a trace, arranged as the mode treats it.
 
     Parameters
     ----------
     group : xarray.Dataset
-        A noise group.
+        A noise group, or one of examples.
     layers : xarray.Dataset
         The trace's layer table.
     step : int, list or slice, optional
@@ -331,9 +538,11 @@ def samples(
         ``(step, sample)``, all series thrown together. ``standardized``: the same, each series
         first centred by its median and scaled by its interquartile range.
     batch_size : int, optional
-        Synthetic batch size, a multiple of the recorded one.
+        Synthetic batch size, a multiple of the recorded one; of examples any.
     sketch : {"sampled", "projected", "full"}, optional
         Default: what shows most.
+    batches, replacement, seed : int, bool, int, optional
+        Of batches drawn from examples; see `drawn`.
 
     Returns
     -------
@@ -353,7 +562,16 @@ def samples(
     wanted = [str(name) for name in rows["layer"].values] if layer is None else [layer]
     parts = []
     for name in wanted:
-        part = layer_samples(rows, layers, name, sketch=sketch, batch_size=batch_size)
+        part = layer_samples(
+            rows,
+            layers,
+            name,
+            sketch=sketch,
+            batch_size=batch_size,
+            batches=batches,
+            replacement=replacement,
+            seed=seed,
+        )
         labels = {"layer": ("series", np.full(part.sizes["series"], name, dtype=object))}
         parts.append(part.assign_coords(labels))
     noise = xr.concat(parts, "series", combine_attrs="override") if len(parts) > 1 else parts[0]

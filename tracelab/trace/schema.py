@@ -228,6 +228,24 @@ def _noise() -> Kind:
     )
 
 
+def _examples() -> Kind:
+    gradient, square = "loss/weight", "(loss/weight)^2"
+    by_example = ("step", "example", "layer")
+    return Kind(
+        "examples",
+        (
+            *_sketches(gradient, "gradients of single examples, not centred", ("example",)),
+            *(each for each in _noise().variables if each.name.startswith("mean_")),
+            Variable("squared_norm", by_example, square, "float64", "||g_i||^2, exact"),
+            Variable("squared_deviation", by_example, square, "float64", "||g_i - g||^2, exact"),
+            Variable("loss", ("step", "example"), "loss", "float64", "loss of the example"),
+            Variable(
+                "index", ("step", "example"), "1", "int64", "index of the example in the data"
+            ),
+        ),
+    )
+
+
 def _weights() -> Kind:
     dims = ("step", "layer")
     return Kind(
@@ -258,6 +276,7 @@ KINDS: Mapping[str, Kind] = {
             (*_sketches("weight", "the update of the step"), _histogram("its update")),
         ),
         _noise(),
+        _examples(),
         _weights(),
     )
 }

@@ -195,6 +195,9 @@ class Trace:
         batch_size: int | None = None,
         sketch: str | None = None,
         group: str = "noise",
+        batches: int | None = None,
+        replacement: bool | None = None,
+        seed: int | None = None,
     ) -> xr.DataArray:
         """Return gradient noise, arranged as the mode treats it; see `tracelab.noise.samples`.
 
@@ -207,11 +210,15 @@ class Trace:
         mode : {"batches", "pooled", "standardized"}
             What is one sample.
         batch_size : int, optional
-            Synthetic batch size, a multiple of the recorded one.
+            Synthetic batch size: a multiple of the recorded one, or any where `group` holds the
+            gradients of single examples.
         sketch : {"sampled", "projected", "full"}, optional
             Default: what shows most.
         group : str
-            The group to read.
+            The group to read, of kind ``noise`` or ``examples``.
+        batches, replacement, seed : int, bool, int, optional
+            How many batches are drawn from single examples (default: as many as examples), whether
+            with replacement (default: yes), by which seed (default: 0); see `tracelab.noise.drawn`.
 
         Returns
         -------
@@ -232,6 +239,9 @@ class Trace:
             mode=mode,
             batch_size=batch_size,
             sketch=sketch,
+            batches=batches,
+            replacement=replacement,
+            seed=seed,
         )
 
     def select(self, group: str, *, step: Any = None, layer: Any = None) -> xr.Dataset:
