@@ -1,9 +1,10 @@
 """Collectors for PyTorch: what `tracelab.attach` records of a training run."""
 
+from tracelab_collectors.examples import Examples
 from tracelab_collectors.gradients import Gradients
 from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 
-__all__ = ["Gradients", "MicroBatches", "NoiseProbe", "Statistics", "Weights"]
+__all__ = ["Examples", "Gradients", "MicroBatches", "NoiseProbe", "Statistics", "Weights"]

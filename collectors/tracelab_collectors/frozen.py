@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as trees
 
 from tracelab.errors import UsageError
 from tracelab_collectors.collector import Loss
@@ -72,21 +74,85 @@ class FrozenLoss:
 
     def gradient(self, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss of a batch and its gradient by parameter (zero where unused)."""
-        clones = {id(buffer): buffer.clone() for buffer in self._buffers.values()}
-        buffers = {path: clones[id(buffer)] for path, buffer in self._buffers.items()}
         with torch.enable_grad():
-            loss = torch.func.functional_call(
-                self._function, {**self._arguments, **buffers}, (batch,), tie_weights=False
-            )
-            if loss.numel() != 1:
-                raise UsageError(
-                    "loss(model, batch) must return the scalar mean loss, got a tensor of shape "
-                    f"{tuple(loss.shape)}; take its mean"
-                )
+            loss = self._evaluate({**self._arguments, **self._cloned_buffers()}, batch)
             gradients = torch.autograd.grad(
                 loss, self._wanted, allow_unused=True, materialize_grads=True
             )
         return loss.detach(), gradients
+
+    def gradients(
+        self, batches: Sequence[Any], *, randomness: str = "error"
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return what `gradient` does for each of several batches, by one vectorised pass.
+
+        Parameters
+        ----------
+        batches : sequence
+            Of one structure and of tensors of the same shapes; what is no tensor must be equal.
+        randomness : {"error", "different"}
+            What random numbers do that the model draws: raise, or differ from batch to batch.
+
+        Returns
+        -------
+        losses : Tensor, shape (batch,)
+        gradients : tuple of Tensor, shape (batch, *parameter.shape)
+
+        Raises
+        ------
+        ValueError
+            If the batches differ in structure, in shapes or in what is no tensor.
+        Exception
+            Whatever `torch.func.vmap` raises where it cannot take the model.
+        """
+        flat = [trees.tree_flatten(batch) for batch in batches]
+        leaves, structure = flat[0]
+        stacked: dict[int, Tensor] = {}
+        for place, column in enumerate(zip(*(found for found, _ in flat), strict=True)):
+            if all(isinstance(leaf, Tensor) for leaf in column):
+                if len({(leaf.shape, leaf.dtype) for leaf in column}) > 1:
+                    raise ValueError("batches differ in shape")
+                stacked[place] = torch.stack(column)
+            elif any(isinstance(leaf, Tensor) or leaf != column[0] for leaf in column):
+                raise ValueError("batches differ in what is no tensor")
+        if any(other != structure for _, other in flat):
+            raise ValueError("batches differ in structure")
+        position = {id(alias): index for index, alias in enumerate(self._wanted)}
+        buffers = self._cloned_buffers()
+
+        def loss_of(wanted: Sequence[Tensor], varying: Mapping[int, Tensor]) -> Tensor:
+            arguments = {
+                path: wanted[position[id(alias)]] if id(alias) in position else alias
+                for path, alias in self._arguments.items()
+            }
+            own = [varying.get(place, leaf) for place, leaf in enumerate(leaves)]
+            batch = trees.tree_unflatten(own, structure)
+            return self._evaluate({**arguments, **buffers}, batch).reshape(())
+
+        wanted = [alias.detach() for alias in self._wanted]
+        gradient_and_loss = torch.func.grad_and_value(loss_of)
+        with torch.enable_grad(), warnings.catch_warnings():
+            # Operations without a rule for batches are looped over: slower, and as right.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            found, losses = torch.func.vmap(
+                gradient_and_loss, in_dims=(None, 0), randomness=randomness
+            )(wanted, stacked)
+        return losses.detach(), tuple(each.detach() for each in found)
+
+    def _cloned_buffers(self) -> dict[str, Tensor]:
+        clones = {id(buffer): buffer.clone() for buffer in self._buffers.values()}
+        return {path: clones[id(buffer)] for path, buffer in self._buffers.items()}
+
+    def _evaluate(self, arguments: Mapping[str, Tensor], batch: Any) -> Tensor:
+        loss: Tensor = torch.func.functional_call(
+            self._function, dict(arguments), (batch,), tie_weights=False
+        )
+        if loss.numel() != 1:
+            raise UsageError(
+                "loss(model, batch) must return the scalar mean loss, got a tensor of shape "
+                f"{tuple(loss.shape)}; take its mean"
+            )
+        return loss
 
 
 class _Function(nn.Module):

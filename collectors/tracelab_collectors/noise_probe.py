@@ -13,6 +13,7 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.full_data import full_gradient
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.moments import squared_norms
@@ -148,7 +149,13 @@ class _Measurement:
         full = None
         with forked_generators(seed):
             if self.probe.full_gradient:
-                full, arrays["mean_loss"] = self._full_gradient()
+                full, arrays["mean_loss"] = full_gradient(
+                    self.loss,
+                    self.examples,
+                    self.layout,
+                    self.row,
+                    piece=self.probe.data_batch_size or 1,
+                )
                 arrays["mean_squared_norm"] = squared_norms(full, self.layout)[0]
                 for name, values in self.sketch(full.to(self.row.dtype)).items():
                     arrays[f"mean_{name}"] = values[0]
@@ -176,17 +183,6 @@ class _Measurement:
         if full is not None:
             found["squared_deviation"] = squared_norms(row - full, self.layout)
         return {"loss": loss.reshape(()).double()} | {n: each[0] for n, each in found.items()}
-
-    def _full_gradient(self) -> tuple[Tensor, Tensor]:
-        """Return the gradient over all examples, shape (1, size), and the loss, in float64."""
-        total = torch.zeros(1, self.layout.size, dtype=torch.float64, device=self.row.device)
-        mean_loss = torch.zeros((), dtype=torch.float64, device=self.row.device)
-        for indices in torch.arange(self.examples.size).split(self.probe.data_batch_size or 1):
-            loss, gradients = self.loss.gradient(self.examples.batch(indices))
-            weight = len(indices) / self.examples.size
-            total.add_(self._flat(gradients), alpha=weight)
-            mean_loss.add_(loss.reshape(()), alpha=weight)
-        return total, mean_loss
 
     def _flat(self, gradients: Sequence[Tensor]) -> Tensor:
         """Return the gradient in the one buffer that every minibatch uses, shape (1, size)."""
