@@ -111,6 +111,9 @@ class Recording:
         Whether a last row is recorded at the end of the run, after the last step.
     from_start : bool
         Whether it measures from `Run.start_weights`, which the trace then keeps.
+    listen : callable, optional
+        Called once everything is ready to record, to register hooks of its own, which must neither
+        raise nor change training; returns what removes them, called once at the end.
     """
 
     layout: Layout
@@ -123,6 +126,7 @@ class Recording:
     probe: bool = False
     final: bool = False
     from_start: bool = False
+    listen: Callable[[], Callable[[], None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,8 @@ class Session:
         self._hooks = Hooks(
             self, run.optimizers, list(run.parameters.values()), arriving=self._agenda.hears
         )
+        listening = [member.recording.listen for member in members.values()]
+        self._ends = [listen() for listen in listening if listen is not None]
         exits.register(self)
 
     @property
@@ -169,6 +171,8 @@ class Session:
             # A forked child: background thread, hooks and locks are its parent's.
             return
         self._hooks.remove()
+        for end in self._ends:
+            end()
         try:
             if self._begun:
                 self._end_step()
