@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from tracelab import stats as stats
     from tracelab.jobs import analyze as analyze
+    from tracelab.kronecker import Kronecker as Kronecker
     from tracelab.reporting import report as report
     from tracelab.runs import open_runs as open_runs
     from tracelab.schedule import log_spaced as log_spaced
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Full",
     "Histogram",
+    "Kronecker",
     "Project",
     "Sample",
     "Trace",
@@ -64,6 +66,7 @@ __all__ = [
 _HOMES = {
     "Full": "tracelab.sketch",
     "Histogram": "tracelab.sketch",
+    "Kronecker": "tracelab.kronecker",
     "Project": "tracelab.sketch",
     "Sample": "tracelab.sketch",
     "Trace": "tracelab.trace",

@@ -2,9 +2,18 @@
 
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.gradients import Gradients
+from tracelab_collectors.live_examples import LiveExamples
 from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 
-__all__ = ["Examples", "Gradients", "MicroBatches", "NoiseProbe", "Statistics", "Weights"]
+__all__ = [
+    "Examples",
+    "Gradients",
+    "LiveExamples",
+    "MicroBatches",
+    "NoiseProbe",
+    "Statistics",
+    "Weights",
+]

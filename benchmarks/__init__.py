@@ -1,0 +1,1 @@
+"""Benchmarks. A package of its own: Opacus installs another one of this name."""
