@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import tracelab
+from proofs.collectors import every_collector
+from proofs.matrix import MATRIX
+from proofs.running import probed, run
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
 from tracelab_collectors.attach import attach
 
@@ -122,6 +125,28 @@ def test_training_is_bitwise_the_same(optimizer: str, path: Path) -> None:
     with tracelab.open(path) as trace:
         assert trace.state == "complete"
         assert trace.groups["gradients"].sizes["step"] == STEPS
+
+
+@pytest.mark.parametrize("name", [name for name in MATRIX if name.endswith(", plain")])
+def test_few_steps_are_bitwise_the_same(name: str, path: Path) -> None:
+    loop = MATRIX[name]
+    assert run(loop, STEPS, path, every_collector(), **probed()) == run(loop, STEPS)
+    with tracelab.open(path) as trace:
+        assert trace.state == "complete"
+        assert trace.rows["noise"] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("name", MATRIX)
+def test_200_steps_are_bitwise_the_same(name: str, path: Path) -> None:
+    loop = MATRIX[name]
+    assert run(loop, 200, path, every_collector(), **probed()) == run(loop, 200)
+    with tracelab.open(path) as trace:
+        assert trace.state == "complete"
+        assert trace.rows["steps"] == 200
+        assert trace.rows["noise"] == 5
 
 
 def test_the_check_sees_one_changed_bit(path: Path) -> None:

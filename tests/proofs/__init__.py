@@ -1,0 +1,1 @@
+"""Proof that recording is right and harmless, in every kind of training loop."""

@@ -1,0 +1,42 @@
+"""Every collector there is, all at once."""
+
+import tomllib
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import tracelab
+from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
+
+KNOWN = {"gradients", "noise_probe", "statistics", "weights"}
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def registered() -> list[EntryPoint]:
+    """Return the collectors that the project registers, whatever is installed."""
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    group = "tracelab.collectors"
+    return [EntryPoint(*each, group) for each in project["entry-points"][group].items()]
+
+
+def every_collector(*, probes: bool = True) -> list[Any]:
+    """Return all collectors, with and without rows at every step, of all and of some layers.
+
+    Those that are registered and not named here are made without arguments.
+    """
+    found: list[Any] = [
+        Statistics(quantities=("gradient", "weight", "update")),
+        Statistics(every=5, layers=".*weight", name="late_statistics"),
+        Gradients(sketch=(tracelab.Project(16), tracelab.Full())),
+        Gradients(every=2, sketch=tracelab.Sample(8), name="sampled"),
+        Gradients(stage="pre_clip"),
+        Gradients(stage="update", sketch=tracelab.Full(), every=4),
+        Weights(every=3, sketch=(tracelab.Project(8), tracelab.Sample(4))),
+    ]
+    found += [entry.load()() for entry in registered() if entry.name not in KNOWN]
+    if probes:
+        found += [
+            NoiseProbe(every=40, batches=3, batch_size=8),
+            NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
+        ]
+    return found
