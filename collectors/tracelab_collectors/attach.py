@@ -18,6 +18,7 @@ from tracelab_collectors.bystander import Bystander
 from tracelab_collectors.collector import Collector, Loss, Run
 from tracelab_collectors.handover import STEPS
 from tracelab_collectors.presets import chosen
+from tracelab_collectors.rehearsal import rehearse_loss
 from tracelab_collectors.session import Session
 from tracelab_collectors.subject import Subject
 
@@ -161,6 +162,7 @@ def attach(
     }
     recordings = {name: member.recording for name, member in bound.items()}
     check_start(found, run.start, recordings)
+    rehearse_loss(run, recordings)
     row_bytes = 0
     for name, member in bound.items():
         if found is not None:

@@ -94,6 +94,8 @@ def test_minibatches_are_gradients_of_drawn_examples(
     probe(net, Data(), path, cross_entropy, full_gradient=False)
     found = group("noise")
     assert not {"mean_full", "squared_deviation", "mean_loss"} & set(found.data_vars)
+    # The first batch is the one that attach tries the loss on.
+    assert asked.pop(0).tolist() == list(range(8))
     assert len(asked) == 6
     for batch, indices in enumerate(asked):
         loss = cross_entropy(net, (inputs[indices], targets[indices]))

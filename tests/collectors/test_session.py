@@ -280,21 +280,6 @@ def test_strict_raises(probe, net, optimizer, inputs, path: Path, attrs) -> None
     assert not optimizer._optimizer_step_pre_hooks
 
 
-def test_a_loss_that_is_no_scalar(net, optimizer, data, path: Path) -> None:
-    with (
-        pytest.warns(IncompleteTraceWarning, match=r"must return the scalar mean loss.*\(8, 3\)"),
-        attach(
-            net,
-            optimizer,
-            path,
-            collectors=[NoiseProbe(batch_size=8)],
-            loss=lambda model, batch: model(batch[0]),
-            data=data,
-        ),
-    ):
-        optimizer.step()
-
-
 def test_replaced_parameters_are_noticed(net, optimizer, data, cross_entropy, path: Path) -> None:
     session = attach(net, optimizer, path, collectors=[NoiseProbe()], loss=cross_entropy, data=data)
     net[0].weight = nn.Parameter(torch.zeros(5, 6))

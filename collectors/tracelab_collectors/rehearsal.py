@@ -1,0 +1,61 @@
+"""One evaluation of the user's loss before training starts, which leaves no mark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from tracelab.errors import UsageError
+from tracelab_collectors.collector import Recording, Run
+from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.indexed import Indexed
+
+__all__ = ["rehearse_loss"]
+
+
+def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
+    """Evaluate the loss and its gradient on the first batch of the data, if anything probes.
+
+    Weights, buffers and generators are as before.
+
+    Parameters
+    ----------
+    run : Run
+        Its loss and data.
+    recordings : mapping of str to Recording
+        By group; those that probe say in their attributes of how many examples a batch is.
+
+    Raises
+    ------
+    UsageError
+        If the loss fails, is no scalar or is not finite.
+    """
+    sizes = [
+        int(recording.attrs.get("batch_size", 1))
+        for recording in recordings.values()
+        if recording.probe
+    ]
+    if not sizes or run.loss is None or run.data is None:
+        return
+    examples = Indexed.of(run.data, run.data_size, run.device)
+    count = min(examples.size, max(sizes))
+    where = f"on the first {count} examples of data"
+    with forked_generators(run.seed):
+        try:
+            frozen = FrozenLoss(run.loss, run.model, run.parameters)
+            loss, _ = frozen.gradient(examples.batch(torch.arange(count)))
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"loss(model, batch) fails {where}: {type(error).__name__}: {error}; it is called "
+                "with the model and a batch as data gives it"
+            ) from error
+    value = float(loss)
+    if not math.isfinite(value):
+        raise UsageError(
+            f"loss(model, batch) is {value} {where}, at the weights of now; no gradient can be "
+            "measured, look at the loss and at the data"
+        )
