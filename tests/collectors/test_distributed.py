@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from proofs.processes import Uneven, data_parallel, launch, sharded
 
 import tracelab
-from proofs.processes import Uneven, data_parallel, launch, sharded
 
 distributed = pytest.importorskip("torch.distributed")
 pytestmark = [
@@ -90,7 +90,6 @@ def layers() -> list[tuple[str, int, int]]:
     return found
 
 
-
 @pytest.mark.parametrize("collectors", ["sketches", "everything"])
 def test_sharded_training_is_bitwise_the_same(collectors, tmp_path: Path) -> None:
     with_recording = launch(sharded, 2, tmp_path, 0, STEPS, collectors, {})
@@ -101,10 +100,10 @@ def test_sharded_training_is_bitwise_the_same(collectors, tmp_path: Path) -> Non
 
 
 def test_shards_are_a_partition_and_some_are_empty(shards) -> None:
-    sizes = []
-    for trace in traces_of(shards[0]):
-        sizes.append([trace.groups["full"]["coordinate_layer"].values.tolist().count(layer)
-                      for layer in range(len(layers()))])
+    sizes = [
+        np.bincount(trace.groups["full"]["coordinate_layer"], minlength=len(layers())).tolist()
+        for trace in traces_of(shards[0])
+    ]
     assert np.sum(sizes, axis=0).tolist() == [numel for _, _, numel in layers()]
     assert 0 in sizes[1]
 
@@ -127,7 +126,9 @@ def test_full_sketches_of_ranks_are_the_whole_gradient(shards) -> None:
 def test_projections_of_ranks_add_up_to_that_of_the_whole(shards) -> None:
     folder, results = shards
     whole = results[0]["gradient"].astype(np.float64)
-    added = sum(trace.gradients["projected"].values.astype(np.float64) for trace in traces_of(folder))
+    added = sum(
+        trace.gradients["projected"].values.astype(np.float64) for trace in traces_of(folder)
+    )
     sketch = tracelab.Project(16, seed=4)
     for layer, (_, offset, numel) in enumerate(layers()):
         wanted = sketch.project(whole[:, offset : offset + numel], offset)
@@ -171,7 +172,9 @@ def test_statistics_are_of_the_part_that_a_rank_has(shards) -> None:
                 found["gradient_abs_max"], np.abs(part).max(1), rtol=1e-6, err_msg=name
             )
     for layer, (_, offset, numel) in enumerate(layers()):
-        squares = sum(group["weight_norm"].values[:, layer].astype(np.float64) ** 2 for group in groups)
+        squares = sum(
+            group["weight_norm"].values[:, layer].astype(np.float64) ** 2 for group in groups
+        )
         whole = results[0]["weight"][:, offset : offset + numel].astype(np.float64)
         np.testing.assert_allclose(squares, (whole**2).sum(1), rtol=1e-6)
 

@@ -202,11 +202,11 @@ TERMINATED = "the process was ended by SIGTERM"
         ("SIGTERM", "inside", 143, 40, "incomplete", [TERMINATED]),
         ("SIGTERM", "outside", 143, 40, "incomplete", [TERMINATED]),
         ("SIGINT", "inside", -signal.SIGINT, 40, "incomplete", ["KeyboardInterrupt"]),
-        ("SIGINT", "outside", -signal.SIGINT, 40, "incomplete", [ENDED]),
+        ("SIGINT", "outside", -signal.SIGINT, 40, "incomplete", ["KeyboardInterrupt"]),
         ("sys.exit", "inside", 3, 40, "incomplete", ["SystemExit: 3"]),
         ("sys.exit", "outside", 3, 40, "incomplete", [ENDED]),
         ("exception", "inside", 1, 40, "incomplete", ["ValueError: in the loop"]),
-        ("exception", "outside", 1, 40, "incomplete", [ENDED]),
+        ("exception", "outside", 1, 40, "incomplete", ["ValueError: in the loop"]),
         ("end", "inside", 0, 40, "complete", []),
         ("end", "outside", 0, 40, "incomplete", [ENDED]),
         # Nothing of Python runs any more: what was committed is there, and nobody closed it.

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-import tracelab
 from proofs.collectors import every_collector
 from proofs.loops import LOOPS
 from proofs.networks import batch, loss_of
 from proofs.running import compare, difference, run
 from proofs.training import Training, autograd, on, twin_of
+from torch import nn
+
+import tracelab
 from tracelab_collectors import Gradients
 from tracelab_collectors.attach import attach
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-
-import tracelab
 from proofs.collectors import every_collector
 from proofs.matrix import MATRIX
 from proofs.running import probed, run
+from torch import Tensor, nn
+
+import tracelab
 from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
 from tracelab_collectors.attach import attach
 

@@ -115,7 +115,9 @@ def right() -> dict[str, Callable[[], float]]:
         rows[name] = lambda loop=loop: compared(loop)
     for world in (2, 4):
         rows[f"{DDP.format(world)}: average"] = lambda world=world: autograd_of_ranks(world)
-        rows[f"{DDP.format(world)}: each rank's own"] = lambda world=world: autograd_of_passes(world)
+        rows[f"{DDP.format(world)}: each rank's own"] = lambda world=world: autograd_of_passes(
+            world
+        )
     rows[FSDP] = autograd_of_shards
     return rows
 
@@ -128,7 +130,9 @@ def main(words: list[str]) -> int:
         equal = check()
         bad |= not equal
         print(f"| {name} | {STEPS} | {'yes' if equal else 'NO'} |", flush=True)
-    print("\n| loop | steps | recorded beside autograd, largest relative difference |\n|---|---|---|")
+    print(
+        "\n| loop | steps | recorded beside autograd, largest relative difference |\n|---|---|---|"
+    )
     for name, measure in chosen(right(), words):
         difference = measure()
         bad |= not difference <= 1e-6

@@ -205,7 +205,9 @@ def gan() -> Training:
             "critic": nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 1)),
         }
     )
-    return Training(model, [ADAM(model["critic"].parameters()), SGD(model["generator"].parameters())])
+    return Training(
+        model, [ADAM(model["critic"].parameters()), SGD(model["generator"].parameters())]
+    )
 
 
 def critic_loss(t: int) -> Callable[[nn.ModuleDict], Tensor]:
@@ -534,7 +536,9 @@ LOOPS: dict[str, Loop] = {
     "sparse gradients": same(sparse_step, sparse),
     "a replaced parameter": Loop(lambda: training_of(mlp, SGD), replacing_step, replacing),
     "parameters added": same(
-        adding_step, adding, warned="parameters were added that the trace has no layer for: 0.weight"
+        adding_step,
+        adding,
+        warned="parameters were added that the trace has no layer for: 0.weight",
     ),
     "channels_last": same(lambda training, t: plain_step(training, on(t)), channels_last),
     "activation checkpointing": checkpointed(reentrant=False),

@@ -52,7 +52,9 @@ def launch(function: Callable[..., Any], world: int, folder: Path, *arguments: A
     return found
 
 
-def _process(function: Callable[..., Any], rank: int, world: int, folder: Path, *given: Any) -> None:
+def _process(
+    function: Callable[..., Any], rank: int, world: int, folder: Path, *given: Any
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     distributed.init_process_group(
