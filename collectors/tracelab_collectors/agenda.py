@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
@@ -19,6 +19,9 @@ from tracelab_collectors.layout import Layout
 __all__ = ["Agenda", "Member"]
 
 NEVER = sys.maxsize
+
+# What collectors have in common that share copies.
+_Shared: TypeAlias = tuple[Layout, Schedule, int, bool, frozenset[Source]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,14 +272,16 @@ class Agenda:
         self._handover.block(name, recording, Block((step,), {}))
 
     def _make_lanes(self) -> list[Lane]:
-        shared: dict[tuple[Layout, Schedule, int, bool], dict[str, Recording]] = {}
+        shared: dict[_Shared, dict[str, Recording]] = {}
         for name, member in self._members.items():
             recording = member.recording
             if not recording.probe:
                 pre_clip = "pre_clip" in recording.reads
-                key = (recording.layout, member.schedule, recording.passes, pre_clip)
+                # Reading a source of its own may fail, and takes the others of the lane along.
+                own = frozenset(each for each in recording.reads if isinstance(each, Source))
+                key = (recording.layout, member.schedule, recording.passes, pre_clip, own)
                 shared.setdefault(key, {})[name] = recording
         return [
             Lane(self._run, layout, schedule, recordings, waits=self._waits)
-            for (layout, schedule, _, _), recordings in shared.items()
+            for (layout, schedule, *_), recordings in shared.items()
         ]

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,12 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab.errors import IncompleteTraceWarning, TraceError
+from tracelab.schedule import Schedule
 from tracelab.trace.writing.creation import create
 from tracelab_collectors import Gradients, Statistics
 from tracelab_collectors.attach import attach
+from tracelab_collectors.collector import Block, Recording, Run, Source
+from tracelab_collectors.lane import STEPS as BLOCK_STEPS
 
 STEPS = 80
 COLLECTORS = [Gradients(sketch=tracelab.Full()), Statistics()]
@@ -50,7 +55,8 @@ def train(
     if path is None:
         steps(None)
     else:
-        with attach(net, optimizer, path, collectors=COLLECTORS, **options) as session:
+        options = {"collectors": COLLECTORS} | options
+        with attach(net, optimizer, path, **options) as session:
             steps(session)
     assert not optimizer._optimizer_step_pre_hooks
     return net.weight.detach().clone()
@@ -81,7 +87,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(bare: Tensor, disk: Path) -> None:
     path = disk / "run.zarr"
-    weights = recorded_with_one_warning(path, "No space left on device")
+
+    def each(session, step: int) -> None:
+        # The first block of rows fits; it is committed before the disk is full.
+        while step == BLOCK_STEPS and not tracelab.open(path).rows.get("gradients"):
+            time.sleep(0.01)
+
+    weights = recorded_with_one_warning(path, "No space left on device", each=each)
     assert torch.equal(weights, bare)
     trace = tracelab.open(path)
     assert trace.state == "incomplete"
@@ -97,6 +109,54 @@ def test_a_full_disk_of_a_strict_session(disk: Path) -> None:
     with pytest.raises(TraceError, match="No space left on device"):
         train(disk / "run.zarr", strict=True)
     assert tracelab.open(disk / "run.zarr").state == "incomplete"
+
+
+@dataclass(frozen=True)
+class Failing:
+    """Fails at one step: while gradients are copied, in the background, or as a probe."""
+
+    where: str
+    name: str = "failing"
+    kind: str = "gradients"
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def bind(self, run: Run) -> Recording:
+        size = sum(run.layout.numel)
+
+        def read(parameter: Tensor, *_: object) -> Tensor:
+            # Of two layers at every step.
+            if self.where == "a source" and len(asked) == STEPS:
+                raise ArithmeticError("cannot")
+            asked.append(True)
+            return parameter
+
+        def reduce(block: Block) -> dict[str, Tensor]:
+            if self.where != "a source" and STEPS // 2 in block.steps:
+                raise ArithmeticError("cannot")
+            return {"full": torch.zeros(len(block.steps), size)}
+
+        asked: list[bool] = []
+        probe = self.where == "a probe"
+        reads = frozenset() if probe else frozenset({Source("own", read)})
+        return Recording(run.layout, reduce, reads=reads, probe=probe)
+
+
+@pytest.mark.parametrize("where", ["a source", "the background", "a probe"])
+def test_a_collector_that_raises(where, bare: Tensor, path: Path) -> None:
+    collectors = [*COLLECTORS, Failing(where)]
+    weights = recorded_with_one_warning(
+        path, "collector 'failing' stopped at step", collectors=collectors
+    )
+    assert torch.equal(weights, bare)
+    trace = tracelab.open(path)
+    assert trace.state == "incomplete"
+    (reason,) = trace.attrs["incomplete_reasons"]
+    assert reason.endswith("ArithmeticError: cannot")
+    # Whoever did not fail records on; whoever did keeps what was handed over before.
+    assert trace.rows["gradients"] == trace.rows["steps"] == STEPS
+    assert STEPS // 2 - BLOCK_STEPS < trace.rows["failing"] <= STEPS // 2
+    with pytest.raises(ArithmeticError, match="cannot"):
+        train(path, collectors=collectors, strict=True, overwrite=True)
 
 
 def remove(path: Path) -> Callable:
