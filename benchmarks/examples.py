@@ -16,42 +16,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import tracelab
-from benchmarks.nets import GPT, ResNet18
+from benchmarks._networks import WORKLOADS, loss
 from tracelab_collectors import Examples, LiveExamples, live_examples
 from tracelab_collectors.attach import attach
 
 PAIRS = 8
 
 
-def tokens_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-    tokens = batch[0]
-    return functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def images_loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
-    return functional.cross_entropy(model(batch[0]), batch[1])
-
-
 def _method(timed: Callable, call: Callable) -> Callable:
     return lambda *args: timed(call, *args)
 
 
-def workload(name: str) -> tuple[nn.Module, torch.utils.data.TensorDataset, Callable, int]:
+def workload(name: str) -> tuple[nn.Module, torch.utils.data.TensorDataset, int]:
     torch.manual_seed(0)
-    if name == "GPT":
-        data = torch.utils.data.TensorDataset(torch.randint(0, 512, (64, 129)))
-        return GPT(), data, tokens_loss, 8
-    images, labels = torch.randn(64, 3, 32, 32), torch.randint(0, 10, (64,))
-    return ResNet18(), torch.utils.data.TensorDataset(images, labels), images_loss, 16
+    found = next(each for each in WORKLOADS if each.name.startswith(name))
+    return found.model(), torch.utils.data.TensorDataset(*found.data(64)), min(found.batch_size, 16)
 
 
 def every_step(name: str, sketch: tracelab.Kronecker) -> tuple[list[float], list[float]]:
     """Return paired ratios of the time of a step, and ratios by self time."""
-    model, data, loss, size = workload(name)
+    model, data, size = workload(name)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     batch = data[torch.arange(size)]
 
@@ -107,7 +94,7 @@ def self_time() -> Iterator[list[float]]:
 
 def at_frozen_weights(name: str, count: int = 32) -> tuple[list[float], str]:
     """Return paired ratios to one batched backward pass over the same examples."""
-    model, data, loss, _ = workload(name)
+    model, data, _ = workload(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     batch = data[torch.arange(count)]
     model.eval()
