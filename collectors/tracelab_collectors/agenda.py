@@ -173,7 +173,7 @@ class Agenda:
         for lane in self.expects(step):
             if lane.passes and name in lane.layout.positions:
                 position = lane.layout.positions[name]
-                self._attempt(lane, partial(lane.heard, position, index, gradient))
+                self._attempt(lane, partial(lane.heard, step, position, index, gradient))
 
     def passed(self, step: int, stepped: set[int]) -> None:
         """Copy what backward passes have accumulated so far; some optimizers may have stepped."""

@@ -203,15 +203,19 @@ class Lane:
 
     # Backward passes: what they leave is copied into the row of the step that is to come.
 
-    def heard(self, layer: int, index: int, gradient: Tensor) -> None:
-        """Copy the gradient that backward pass `index` since the last step adds to a layer."""
+    def heard(self, step: int, layer: int, index: int, gradient: Tensor) -> None:
+        """Copy the gradient that backward pass `index` adds to a layer.
+
+        The row of `step` may have been begun: closures run, and other optimizers step, within it.
+        """
         if index < self.passes and self._ready():
             assert self._filling is not None
             if (0, layer) in self._arrived and index == 0:
                 # What came before was thrown away, or was no backward pass.
-                self._arrived.clear()
+                owned = next((each for each in self._owned.values() if layer in each), ())
+                self._arrived = {place for place in self._arrived if place[1] not in owned}
             self._arrived.add((index, layer))
-            view = self._filling.passes[len(self._steps)][index][layer]
+            view = self._filling.passes[len(self._steps) - self.begins(step)][index][layer]
             with torch.no_grad():
                 copy_into([view], self._local([gradient.detach()]))
 

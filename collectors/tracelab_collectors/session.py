@@ -89,6 +89,8 @@ class Session:
         self._due = False
         self._entered: set[int] = set()
         self._stepped: set[int] = set()
+        # Their gradient is recorded; a closure may compute others, at other weights.
+        self._recorded: set[int] = set()
         self._counted: tuple[int, int] | None = None
         self._made_of = 0
         # While a probe runs the model, hooks are silent; after a failure of all, they stay so.
@@ -250,7 +252,9 @@ class Session:
             return
         first = self._subject.tensors[layer].grad is None
         self._passes.arriving(layer, first=first)
-        if gradient is not None and self._agenda.hears and not self._pauses:
+        heard = gradient is not None and self._agenda.hears and not self._pauses
+        if heard and self._subject.owners[layer] not in self._recorded:
+            assert gradient is not None
             step, index = self._coming(), self._passes.before(layer)
             self._agenda.arriving(step, layer, index, gradient)
 
@@ -271,7 +275,7 @@ class Session:
         self._passes.ended()
         if self._open and not self._suspended and not self._pauses:
             try:
-                self._agenda.passed(self._coming(), self._stepped)
+                self._agenda.passed(self._coming(), self._stepped | self._recorded)
             except Exception as error:
                 self._handover.fail(STEPS, error)
 
@@ -325,6 +329,7 @@ class Session:
     def _record(self, which: int, optimizer: torch.optim.Optimizer, scale: Tensor | None) -> None:
         """Record the gradient with which an optimizer is about to step."""
         self._counted = self._passes.count(which), self._passes.skipped(which)
+        self._recorded.add(which)
         if self._due:
             passes_scale = scale
             if scale is None and self._agenda.listens:
@@ -381,7 +386,7 @@ class Session:
         if self._due:
             self._agenda.close(self._taken - 1, self._made_of, self._stepped)
         self._begun = self._due = False
-        self._entered, self._stepped = set(), set()
+        self._entered, self._stepped, self._recorded = set(), set(), set()
         self._found_inf = []
         # Not later: what the next backward passes leave is in the memory of the next row.
         now = time.perf_counter()

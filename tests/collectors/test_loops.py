@@ -15,8 +15,10 @@ from torch import nn
 import tracelab
 from tracelab_collectors import Gradients
 from tracelab_collectors.attach import attach
+from tracelab_collectors.lane import STEPS as BLOCK_STEPS
 
-STEPS = 12
+# More than a block of rows, at whose end memory changes hands.
+STEPS = BLOCK_STEPS + 4
 NAMES = [
     pytest.param(
         name,

@@ -264,3 +264,54 @@ def test_what_fails_behind_the_end_of_recording_is_not_told_again(
         session.detach()
     assert [each.category for each in caught] == [IncompleteTraceWarning]
     assert "recording stopped at step 1: OSError: gone" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.SGD, torch.optim.LBFGS])
+def test_passes_of_a_closure_are_those_of_its_first_call(
+    optimizer_class, net, inputs, path: Path, group
+) -> None:
+    """They come when the row has been begun, also the last row of a block."""
+    optimizer = optimizer_class(net.parameters(), lr=0.05)
+    collectors = [
+        FULL,
+        Gradients(stage="pre_clip", sketch=tracelab.Full()),
+        MicroBatches(sketch=tracelab.Full()),
+    ]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        for part in range(2):
+            loss = net(inputs[part::2]).square().mean()
+            loss.backward()
+        return loss
+
+    steps = 2 * BLOCK_STEPS + 2
+    with attach(net, optimizer, path, collectors=collectors):
+        for _ in range(steps):
+            optimizer.step(closure)
+    gradients = group("gradients")["full"].values
+    assert len(gradients) == steps
+    np.testing.assert_array_equal(group("pre_clip")["full"], gradients)
+    np.testing.assert_array_equal(group("micro_batches")["full"].sum("batch"), gradients)
+    assert group("steps")["micro_batches"].values.tolist() == [2] * steps
+
+
+def test_passes_of_optimizers_that_step_one_after_the_other(
+    net, optimizers, inputs, path: Path, group
+) -> None:
+    """The second one's passes come in a row that the first has begun, and reach the first, too."""
+    collectors = [
+        FULL,
+        Gradients(stage="pre_clip", sketch=tracelab.Full()),
+        MicroBatches(batches=1, sketch=tracelab.Full()),
+    ]
+    with attach(net, optimizers, path, collectors=collectors):
+        for step in range(BLOCK_STEPS + 2):
+            for optimizer in optimizers:
+                net.zero_grad()
+                (net(inputs).square().mean() * (step + 1)).backward()
+                optimizer.step()
+    gradients = group("gradients")["full"].values
+    assert np.isfinite(gradients).all()
+    np.testing.assert_array_equal(group("pre_clip")["full"], gradients)
+    np.testing.assert_array_equal(group("micro_batches")["full"][:, 0], gradients)
