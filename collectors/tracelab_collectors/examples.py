@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -260,7 +261,7 @@ def _rehearse(collector: Examples, loss: FrozenLoss, data: Indexed) -> Method:
     Raises
     ------
     UsageError
-        If the loss fails on a batch of one, or is no mean over examples.
+        If the loss fails on a batch of one, is not finite, or is no mean over examples.
     """
     indices = torch.linspace(0, data.size - 1, min(REHEARSED, data.size)).long().unique()
     batches = [data.batch(index) for index in indices.split(1)]
@@ -268,6 +269,12 @@ def _rehearse(collector: Examples, loss: FrozenLoss, data: Indexed) -> Method:
     expected = [_attempt(collector, loss, batch, "one example") for batch in batches]
     after = _generators()
     losses = torch.stack([value.reshape(()).double() for value, _ in expected])
+    for index, value in zip(indices.tolist(), losses.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise UsageError(
+                f"{collector.whose}: loss(model, batch) is {value} on example {index} of data, at "
+                "the weights of now; no gradient can be measured, look at the loss and at the data"
+            )
     if collector.mean_over_examples or collector.full_gradient:
         many = f"{len(losses)} examples"
         whole, _ = _attempt(collector, loss, data.batch(indices), many)

@@ -25,7 +25,8 @@ def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
     run : Run
         Its loss and data.
     recordings : mapping of str to Recording
-        By group; those that probe say in their attributes of how many examples a batch is.
+        By group; probes say in their attributes of how many examples a batch is. Those that do
+        not have tried the loss by themselves, in their own way, or do not need it.
 
     Raises
     ------
@@ -33,9 +34,9 @@ def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
         If the loss fails, is no scalar or is not finite.
     """
     sizes = [
-        int(recording.attrs.get("batch_size", 1))
+        int(recording.attrs["batch_size"])
         for recording in recordings.values()
-        if recording.probe
+        if recording.probe and "batch_size" in recording.attrs
     ]
     if not sizes or run.loss is None or run.data is None:
         return

@@ -491,6 +491,10 @@ def test_refusals(net, data, cross_entropy, path: Path) -> None:
     refuse("fails on a batch of one example, .*; make it take one", loss=squeezed)
     refuse("fails on a batch of 4 examples, AssertionError", loss=for_one)
     refuse(
+        "loss.model, batch. is nan on example 0 of data, at the weights of now",
+        loss=lambda model, batch: cross_entropy(model, batch) * torch.nan,
+    )
+    refuse(
         "batch normalisation '1' is in training mode.*Examples\\(mode='eval'\\)",
         model=nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)),
     )
