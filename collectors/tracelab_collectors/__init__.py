@@ -1,19 +1,24 @@
 """Collectors for PyTorch: what `tracelab.attach` records of a training run."""
 
+from tracelab_collectors.evaluation import Evaluation, misclassified
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.gradients import Gradients
 from tracelab_collectors.live_examples import LiveExamples
 from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
+from tracelab_collectors.optimizer_state import OptimizerState
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 
 __all__ = [
+    "Evaluation",
     "Examples",
     "Gradients",
     "LiveExamples",
     "MicroBatches",
     "NoiseProbe",
+    "OptimizerState",
     "Statistics",
     "Weights",
+    "misclassified",
 ]

@@ -201,10 +201,9 @@ class Agenda:
         for lane in tuple(self._lanes):
             if lane.awaits and lane.begins(step):
                 self._attempt(lane, lane.lack_gradients)
-        if len(stepped) < len(self._run.optimizers):
-            for lane in tuple(self._lanes):
-                if lane.begins(step):
-                    self._attempt(lane, partial(lane.lack_updates, stepped))
+        for lane in tuple(self._lanes):
+            if lane.begins(step):
+                self._attempt(lane, partial(lane.lack_updates, stepped))
         for lane in tuple(self._listening):
             if lane.begins(step):
                 scale = next((s for s in self._scales.values() if s is not None), None)

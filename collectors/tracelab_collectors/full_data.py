@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracelab_collectors import kernels
 from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
@@ -42,6 +43,9 @@ def full_gradient(
         value, gradients = loss.gradient(examples.batch(indices))
         copy_into(views, gradients)
         weight = len(indices) / examples.size
-        total.add_(row.unsqueeze(0), alpha=weight)
+        if row.device.type == "cpu":
+            kernels.accumulate(row.numpy(), weight, total[0].numpy())
+        else:
+            total.add_(row.unsqueeze(0), alpha=weight)
         mean_loss.add_(value.reshape(()), alpha=weight)
     return total, mean_loss

@@ -15,7 +15,17 @@ import numpy as np
 
 from tracelab.typing import Array, FloatArray, IntArray
 
-__all__ = ["INFINITE", "MANTISSA", "SUMS", "fold", "histogram", "squares", "sums"]
+__all__ = [
+    "INFINITE",
+    "MANTISSA",
+    "SUMS",
+    "accumulate",
+    "deviations",
+    "fold",
+    "histogram",
+    "squares",
+    "sums",
+]
 
 MANTISSA = 23
 """Bits of a float32's mantissa."""
@@ -48,6 +58,8 @@ _SIGN = _I(-(2**31))
 _MINUS_INFINITE = _I(INFINITE - 2**31)
 _SQRT2 = _F(math.sqrt(2.0) - 1)
 _CHUNK = 256
+# Values of a strip stay in the first-level cache between two loops over it.
+_STRIP = 2048
 
 
 @_compiled
@@ -64,9 +76,64 @@ def squares(rows: FloatArray, starts: IntArray, numels: IntArray, out: FloatArra
 
 
 @_compiled
+def accumulate(values: FloatArray, weight: float, total: FloatArray) -> None:
+    """Add weighted values to a total of float64."""
+    for i in range(values.size):
+        total[i] += weight * np.float64(values[i])
+
+
+@_compiled
+def _welford(values: FloatArray, mean: FloatArray, squares: FloatArray, share: float) -> None:
+    for i in range(values.size):
+        delta = values[i] - mean[i]
+        moved = mean[i] + delta * share
+        squares[i] += delta * (values[i] - moved)
+        mean[i] = moved
+
+
+@_compiled
+def deviations(
+    values: FloatArray,
+    centre: FloatArray,
+    mean: FloatArray,
+    squares: FloatArray,
+    share: float,
+    starts: IntArray,
+    numels: IntArray,
+    out: FloatArray,
+) -> None:
+    """Write each layer's sum of squares, and that of its difference from `centre`, to `out`.
+
+    `out` has the shape (2, layer). An empty `centre` stands for 0. Unless they are empty, `mean`
+    and `squares` take the values as Welford (1962) has it: ``mean += share * (values - mean)``,
+    with a `share` of one over the number of vectors so far, of their floating type.
+    """
+    for layer in range(numels.size):
+        norm = distance = 0.0
+        end = starts[layer] + numels[layer]
+        for begin in range(starts[layer], end, _STRIP):
+            stop = min(begin + _STRIP, end)
+            mine = values[begin:stop]
+            if centre.size:
+                other = centre[begin:stop]
+                for i in range(mine.size):
+                    value = np.float64(mine[i])
+                    difference = value - np.float64(other[i])
+                    norm += value * value
+                    distance += difference * difference
+            else:
+                for i in range(mine.size):
+                    value = np.float64(mine[i])
+                    norm += value * value
+            if mean.size:
+                _welford(mine, mean[begin:stop], squares[begin:stop], share)
+        out[0, layer], out[1, layer] = norm, distance if centre.size else norm
+
+
+@_compiled
 def fold(
     rows: FloatArray,
-    signs: FloatArray,
+    signs: IntArray,
     starts: IntArray,
     numels: IntArray,
     phases: IntArray,
@@ -88,7 +155,7 @@ def fold(
                 stop = min(base + period, end)
                 values, flips = rows[row, base:stop], signs[base:stop]
                 for j in range(values.size):
-                    residues[j] += np.float64(flips[j] * values[j])
+                    residues[j] += np.float64(_F(flips[j]) * values[j])
                 base += period
             phase = phases[layer]
             for j in range(period):

@@ -101,10 +101,11 @@ class Lane:
         self._owned: dict[int, list[int]] = {
             which: [] for which in range(len(self._run.optimizers))
         }
+        # A parameter that no optimizer has any more is nobody's: gradient and update are missing.
+        self._unowned: list[int] = []
         for layer, parameter in enumerate(self._parameters):
-            # A parameter that no optimizer has any more is nobody's, and its gradient missing.
-            if id(parameter) in owner:
-                self._owned[owner[id(parameter)]].append(layer)
+            which = owner.get(id(parameter))
+            (self._unowned if which is None else self._owned[which]).append(layer)
 
     @property
     def full(self) -> bool:
@@ -291,11 +292,16 @@ class Lane:
 
     def lack_updates(self, stepped: set[int]) -> None:
         """Mark the updates of the last row as missing where no step has been taken."""
-        if "update" in self.sources and self._filling is not None:
-            views = self._filling.views["update"][len(self._steps) - 1]
-            for which, layers in self._owned.items():
-                if which not in stepped:
-                    _lack([views[layer] for layer in layers])
+        if "update" not in self.sources or self._filling is None:
+            return
+        lacking = list(self._unowned)
+        for which, layers in self._owned.items():
+            if which not in stepped:
+                lacking += layers
+        row = len(self._steps) - 1
+        views = self._filling.views["update"][row]
+        _lack([views[layer] for layer in lacking])
+        self._missing.setdefault("update", []).extend((row, layer) for layer in lacking)
 
     def abandon(self, step: int) -> None:
         """Take back the row of a step, if it has been begun."""

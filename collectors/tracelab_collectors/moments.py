@@ -128,4 +128,8 @@ def _by_layer(chunks: Tensor, layout: Layout, *, largest: bool = False) -> Tenso
     """Return sums (or maxima) over each layer's chunks, the last dimension."""
     bounds = [start // CHUNK for start in layout.starts]
     parts = [chunks[..., start:end] for start, end in itertools.pairwise(bounds)]
-    return torch.stack([part.amax(-1) if largest else part.sum(-1) for part in parts], -1)
+    return torch.stack(
+        # A shard may have no coordinate of a layer; nothing has no largest value.
+        [part.amax(-1) if largest and part.shape[-1] else part.sum(-1) for part in parts],
+        -1,
+    )

@@ -12,6 +12,7 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run
+from tracelab_collectors.deviations import Deviations
 from tracelab_collectors.frozen import FrozenLoss, forked_generators
 from tracelab_collectors.full_data import full_gradient
 from tracelab_collectors.indexed import Indexed
@@ -21,6 +22,8 @@ from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.sketching import Sketcher, sketcher
 
 __all__ = ["NoiseProbe"]
+
+MOMENTS = (None, "layers", "coordinates")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class NoiseProbe(Scheduled):
     generators, buffers and gradients are as if nothing had happened. Recorded are their sketches
     (not centred), :math:`\|g_b\|^2`, the losses, and with `full_gradient` the exact full-data
     gradient :math:`g` in the same sketch, :math:`\|g\|^2` and :math:`\|g_b - g\|^2`, exact in all
-    dimensions.
+    dimensions; with `moments` also the mean of the minibatch gradients and the variance of each
+    coordinate, unbiased and in full dimension.
 
     Parameters
     ----------
@@ -49,6 +53,11 @@ class NoiseProbe(Scheduled):
         How gradients are kept; at most one of each kind.
     full_gradient : bool
         Whether to measure the full-data gradient: one pass over the data per probe.
+    moments : {"layers", "coordinates"}, optional
+        Whether to measure mean and variance of every coordinate over the minibatches, which takes
+        two vectors of memory during the probe: ``"coordinates"`` records both, 8 bytes a weight
+        and probe, and with them what ``"layers"`` does, each layer's sums of the variance (the
+        trace of the covariance) and of its square.
     data_batch_size : int, optional
         Examples per piece of that pass. Default: `batch_size`, so that batch normalisation, whose
         loss is no mean over examples, sees batches of the same size.
@@ -74,6 +83,7 @@ class NoiseProbe(Scheduled):
     replacement: bool = True
     sketch: Sketch | Sequence[Sketch] = (Project(256), Sample(64))
     full_gradient: bool = True
+    moments: str | None = None
     data_batch_size: int | None = None
     name: str = "noise"
     kind: str = field(default="noise", init=False)
@@ -85,6 +95,16 @@ class NoiseProbe(Scheduled):
             object.__setattr__(self, "data_batch_size", self.batch_size)
         for name in ("batches", "batch_size", "data_batch_size"):
             at_least(1, **{f"NoiseProbe's {name}": getattr(self, name)})
+        if self.moments not in MOMENTS:
+            raise UsageError(
+                "NoiseProbe's moments must be 'layers', 'coordinates' or None, "
+                f"got {self.moments!r}"
+            )
+        if self.moments and self.batches < 2:
+            raise UsageError(
+                "NoiseProbe's moments need at least 2 batches, of which there is a variance; "
+                "raise batches or leave moments out"
+            )
 
     def bind(self, run: Run) -> Recording:
         """Return the recording of one run.
@@ -146,7 +166,7 @@ class _Measurement:
     def rows(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
         arrays: dict[str, Tensor] = {}
-        full = None
+        centre = None
         with forked_generators(seed):
             if self.probe.full_gradient:
                 full, arrays["mean_loss"] = full_gradient(
@@ -157,19 +177,33 @@ class _Measurement:
                     piece=self.probe.data_batch_size or 1,
                 )
                 arrays["mean_squared_norm"] = squared_norms(full, self.layout)[0]
-                for name, values in self.sketch(full.to(self.row.dtype)).items():
+                rounded = full.to(self.row.dtype)
+                for name, values in self.sketch(rounded).items():
                     arrays[f"mean_{name}"] = values[0]
+                centre = rounded[0]
+            deviations = Deviations(
+                self.layout,
+                centre,
+                moments=self.probe.moments is not None,
+                dtype=self.row.dtype,
+                device=self.row.device,
+            )
             generator = torch.Generator().manual_seed(seed)
+            slots: dict[str, Sequence[Tensor]] = {}
             for index in range(self.probe.batches):
-                row = self._minibatch(generator, full)
-                for name, values in row.items():
+                for name, values in self._minibatch(generator, deviations).items():
                     if index == 0:
-                        shape = (self.probe.batches, *values.shape)
-                        arrays[name] = torch.empty(shape, dtype=values.dtype)
-                    arrays[name][index] = values
+                        arrays[name] = values.new_empty((self.probe.batches, *values.shape))
+                        slots[name] = arrays[name].unbind()
+                    slots[name][index].copy_(values)
+        if self.probe.moments is not None:
+            arrays |= deviations.summaries()
+        if self.probe.moments == "coordinates":
+            arrays["batch_mean"] = self._weights(deviations.mean)
+            arrays["variance"] = self._weights(deviations.variance())
         return {name: values.unsqueeze(0) for name, values in arrays.items()}
 
-    def _minibatch(self, generator: torch.Generator, full: Tensor | None) -> dict[str, Tensor]:
+    def _minibatch(self, generator: torch.Generator, deviations: Deviations) -> dict[str, Tensor]:
         """Return what is recorded of one minibatch."""
         size, count = self.examples.size, self.probe.batch_size
         if self.probe.replacement:
@@ -177,14 +211,18 @@ class _Measurement:
         else:
             indices = torch.randperm(size, generator=generator)[:count]
         loss, gradients = self.loss.gradient(self.examples.batch(indices))
-        row = self._flat(gradients)
-        found = self.sketch(row)
-        found["squared_norm"] = squared_norms(row, self.layout)
-        if full is not None:
-            found["squared_deviation"] = squared_norms(row - full, self.layout)
-        return {"loss": loss.reshape(()).double()} | {n: each[0] for n, each in found.items()}
+        found = {name: each[0] for name, each in self.sketch(self._flat(gradients)).items()}
+        found["squared_norm"], distance = deviations.take(self.row)
+        if self.probe.full_gradient:
+            found["squared_deviation"] = distance
+        found["loss"] = loss.reshape(()).double()
+        return found
 
     def _flat(self, gradients: Sequence[Tensor]) -> Tensor:
         """Return the gradient in the one buffer that every minibatch uses, shape (1, size)."""
         copy_into(self.views, gradients)
         return self.row.unsqueeze(0)
+
+    def _weights(self, flat: Tensor) -> Tensor:
+        """Return all weights of a flat buffer, layer by layer, without the padding."""
+        return torch.cat([view.reshape(-1) for view in self.layout.views(flat)])

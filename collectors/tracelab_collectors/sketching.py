@@ -101,9 +101,12 @@ def _bind(
                 layout.offsets, layout.numel, layout.shapes, strict=True
             )
         ]
-        flat = layout.flat(signs, dtype=dtype, device=device)
-        apply = _host_fold if device.type == "cpu" else device_fold
-        return partial(apply, sketch, layout, flat)
+        # A byte each: folding is bound by what is read from memory.
+        flat = layout.flat(signs, dtype=torch.int8, device=device)
+        if device.type != "cpu":
+            return partial(device_fold, sketch, layout, flat)
+        phases, period = np.array(layout.within) % sketch.period, sketch.period
+        return partial(_host_fold, sketch.k, period, phases, layout, flat.numpy())
     if isinstance(sketch, Histogram):
         _check_countable(layout)
         if device.type != "cpu":
@@ -119,12 +122,11 @@ def _bind(
     return lambda rows: rows.index_select(-1, index)
 
 
-def _host_fold(sketch: Project, layout: Layout, signs: Tensor, rows: Tensor) -> Tensor:
-    projected = rows.new_empty(len(rows), len(layout.names), sketch.k)
-    phases = np.array(layout.within) % sketch.period
-    kernels.fold(
-        rows.numpy(), signs.numpy(), *layout.spans, phases, sketch.period, projected.numpy()
-    )
+def _host_fold(
+    k: int, period: int, phases: IntArray, layout: Layout, signs: IntArray, rows: Tensor
+) -> Tensor:
+    projected = rows.new_empty(len(rows), len(layout.names), k)
+    kernels.fold(rows.numpy(), signs, *layout.spans, phases, period, projected.numpy())
     return projected
 
 

@@ -16,19 +16,21 @@ from tracelab_collectors.scheduled import Scheduled
 
 __all__ = ["Statistics"]
 
-QUANTITIES = ("gradient", "weight", "update")
+QUANTITIES = ("gradient", "weight", "update", "displacement")
 
 
 @dataclass(frozen=True)
 class Statistics(Scheduled):
-    """Per-layer statistics of gradients, weights or updates, and the distance from the start.
+    """Per-layer statistics of gradients, weights, updates or displacements, and the distance.
 
     Parameters
     ----------
     every, start, stop, steps, layers, exclude, name
         As for every collector; see `tracelab_collectors.scheduled.Scheduled`.
-    quantities : sequence of {"gradient", "weight", "update"}
-        What statistics are of. The update of step t is ``w_{t+1} - w_t``.
+    quantities : sequence of {"gradient", "weight", "update", "displacement"}
+        What statistics are of. The update of step t is ``w_{t+1} - w_t``, its displacement
+        ``w_t - w_0`` from the weights at the start, of which ``distance`` is the norm: recorded
+        in any case.
 
     Raises
     ------
@@ -37,7 +39,9 @@ class Statistics(Scheduled):
 
     Notes
     -----
-    A layer without a gradient at a step has NaN in all its gradient's statistics.
+    A layer without a gradient (or an update) at a step has NaN in all statistics of it. Of a layer
+    that is sharded over processes each records its part; a part without coordinates has the norm 0
+    and no mean.
     """
 
     every: InitVar[int | Schedule] = 1
@@ -61,16 +65,16 @@ class Statistics(Scheduled):
         quantities = [quantity for quantity in QUANTITIES if quantity in self.quantities]
 
         def reduce(block: Block) -> dict[str, Tensor]:
-            arrays: dict[str, Tensor] = {}
+            displacement = block.sources["weight"] - start
+            arrays = {"distance": squared_norms(displacement, layout).sqrt()}
             for quantity in quantities:
-                found = moments(block.sources[quantity], layout)
-                if quantity == "gradient":
-                    for row, layer in block.missing.get("gradient", ()):
-                        for values in found.values():
-                            values[row, layer] = torch.nan
+                moved = quantity == "displacement"
+                found = moments(displacement if moved else block.sources[quantity], layout)
+                for row, layer in block.missing.get(quantity, ()):
+                    for values in found.values():
+                        values[row, layer] = torch.nan
                 arrays |= {f"{quantity}_{name}": values for name, values in found.items()}
-            moved = block.sources["weight"] - start
-            return arrays | {"distance": squared_norms(moved, layout).sqrt()}
+            return arrays
 
-        reads = frozenset({*quantities, "weight"})
+        reads = frozenset({*quantities, "weight"} - {"displacement"})
         return Recording(layout, reduce, reads=reads, from_start=True)

@@ -9,7 +9,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 import tracelab
-from tracelab.errors import UsageError
+from tracelab.errors import IncompleteTraceWarning, UsageError
 from tracelab_collectors import NoiseProbe
 from tracelab_collectors.attach import attach
 
@@ -191,6 +191,92 @@ def test_shared_and_unused_parameters(data, path: Path, group) -> None:
     np.testing.assert_allclose(found["mean_squared_norm"][0], [*squared, 0, 0], rtol=1e-5)
 
 
+def test_moments_are_those_of_all_minibatches(net, data, cross_entropy, path, group) -> None:
+    """Two passes in float64 over the minibatch gradients that the same probe recorded."""
+    probe(net, data, path, cross_entropy, steps=2, batches=50, moments="coordinates")
+    found = group("noise")
+    assert found["variance"].dims == found["batch_mean"].dims == ("step", "weight")
+    gradients = found["full"].values.astype(np.float64)
+    variance = gradients.var(axis=1, ddof=1)
+    # Each of the 50 updates rounds a mean of at most the largest gradient by 2^-24.
+    error = 50 * 2.0**-24 * np.abs(gradients).max()
+    np.testing.assert_allclose(found["batch_mean"], gradients.mean(axis=1), atol=error)
+    np.testing.assert_allclose(found["variance"], variance, rtol=50 * 2.0**-23)
+    for layer, part in enumerate(by_layer(variance, net)):
+        rtol = 50 * 2.0**-22
+        np.testing.assert_allclose(found["variance_sum"][:, layer], part.sum(-1), rtol=rtol)
+        squares = (part**2).sum(-1)
+        np.testing.assert_allclose(found["variance_square_sum"][:, layer], squares, rtol=rtol)
+
+
+@pytest.mark.parametrize("moments", [None, "layers"])
+def test_moments_as_far_as_asked_for(moments, net, data, cross_entropy, tmp_path: Path) -> None:
+    for name, each in (("a", moments), ("b", "coordinates")):
+        path = tmp_path / name
+        probe(net, data, path, cross_entropy, moments=each, full_gradient=False)
+    with tracelab.open(tmp_path / "a") as one, tracelab.open(tmp_path / "b") as two:
+        some, every = one.groups["noise"].load(), two.groups["noise"].load()
+    assert not {"variance", "batch_mean"} & set(some.data_vars)
+    assert ("variance_sum" in some) is (moments is not None)
+    xr.testing.assert_equal(some, every[list(some.data_vars)])
+
+
+def test_moments_of_some_layers(net, data, cross_entropy, path: Path) -> None:
+    probe(net, data, path, cross_entropy, layers="2.*", moments="coordinates")
+    with tracelab.open(path) as trace:
+        whole = trace.groups["noise"]["variance"].values
+        assert whole.shape == (1, 18)
+        bias = trace.select("noise", layer="2.bias")
+        np.testing.assert_array_equal(bias["variance"], whole[:, 15:])
+        turned = trace.select("noise", layer=["2.bias", "2.weight"])
+        assert turned["layer"].values.tolist() == ["2.bias", "2.weight"]
+        np.testing.assert_array_equal(turned["variance"], np.roll(whole, 3, axis=1))
+
+
+def test_a_loss_that_fails_leaves_every_tensor_in_its_place(data, path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    held = [*model.parameters(), *model.buffers()]
+
+    def loss(net, batch):
+        net(batch[0])
+        raise ZeroDivisionError("no luck")
+
+    with pytest.warns(IncompleteTraceWarning, match="ZeroDivisionError: no luck"):
+        probe(model, data, path, loss)
+    now = [*model.parameters(), *model.buffers()]
+    assert all(a is b for a, b in zip(held, now, strict=True))
+
+
+def test_parameters_and_buffers_of_the_loss_itself(data, path: Path, group) -> None:
+    """A loss that is a module: its weights are frozen and its buffers stay, as the model's do."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, model: nn.Module, batch) -> Tensor:
+            self.calls = self.calls + 1
+            return self.scale * model(batch[0]).mean()
+
+    net, loss = nn.Linear(6, 1), Scaled()
+    probe(net, data, path, loss)
+    assert loss.calls == 0
+    mean = 2 * data.tensors[0].mean(0)
+    np.testing.assert_allclose(group("noise")["mean_full"][0], [*mean, 2.0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_recurrent_network(path: Path, group) -> None:
+    """Its modules keep lists of their weights beside the parameters."""
+    net = nn.GRU(3, 2, batch_first=True)
+    x = torch.randn(20, 4, 3)
+    probe(net, torch.utils.data.TensorDataset(x), path, lambda m, b: m(b[0])[0].square().mean())
+    loss = net(x)[0].square().mean()
+    flat = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
+    np.testing.assert_allclose(group("noise")["mean_full"][0], flat, atol=1e-6)
+
+
 class Items(torch.utils.data.Dataset):
     """Dictionaries of values, as many datasets give them."""
 
@@ -278,6 +364,9 @@ def test_refusals(net, data, cross_entropy, path: Path) -> None:
     refuse(
         "NoiseProbe's data_batch_size must be an integer of at least 1, got 0", data_batch_size=0
     )
+
+    refuse("NoiseProbe's moments must be 'layers', 'coordinates' or None, got True", moments=True)
+    refuse("moments need at least 2 batches, of which", moments="layers", batches=1)
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

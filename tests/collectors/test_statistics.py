@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tracelab
-from tracelab.errors import UsageError
+from tracelab.errors import IncompleteTraceWarning, UsageError
 from tracelab_collectors import Gradients, Statistics, Weights
 from tracelab_collectors.attach import attach
 from tracelab_collectors.layout import CHUNK, Layout
@@ -225,3 +225,67 @@ def test_large_layers_take_several_blocks_and_stretches(path: Path, group) -> No
 def test_unknown_quantities(quantities) -> None:
     with pytest.raises(UsageError, match="must be a sequence of gradient, weight, update"):
         Statistics(quantities=quantities)
+
+
+def test_displacement_is_of_the_weights_at_the_start(path: Path, group) -> None:
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    collectors = [Statistics(quantities=("displacement",))]
+    with attach(net, optimizer, path, collectors=collectors, strict=True):
+        for _ in range(3):
+            net(torch.ones(4, 3)).square().sum().backward()
+            optimizer.step()
+            moved = [p.detach() - w for p, w in zip(net.parameters(), before, strict=True)]
+        optimizer.step()
+    found = group("statistics")
+    assert not [name for name in found if str(name).startswith(("gradient", "weight", "update"))]
+    np.testing.assert_allclose(found["displacement_norm"], found["distance"], rtol=1e-6)
+    assert (found["displacement_zeros"][0] == [6, 2, 2, 1]).all()
+    for layer, values in enumerate(moved):
+        for name, expected in reference(values.numpy()).items():
+            actual = found[f"displacement_{name}"][3, layer]
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+def test_a_part_without_coordinates() -> None:
+    """As a process has it of a layer with fewer rows than there are processes."""
+    layout = Layout(("a", "b", "c"), ((0, 5), (2, 3), (0,)), (0, 0, 6), ((0, 5), (0, 6), (4, 4)))
+    values = torch.arange(1.0, 7.0)
+    rows = layout.flat(
+        [torch.empty(0, 5), values.view(2, 3), torch.empty(0)],
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    ).unsqueeze(0)
+    found = moments(rows, layout)
+    for layer in (0, 2):
+        zero = {"norm", "abs_max", "zeros", "nonfinite"}
+        assert all(found[name][0, layer] == 0 for name in zero)
+        assert all(found[name][0, layer].isnan() for name in set(found) - zero)
+    for name, expected in reference(values.numpy()).items():
+        np.testing.assert_allclose(found[name][0, 1], expected, rtol=1e-6)
+    np.testing.assert_array_equal(squared_norms(rows, layout), [[0, 91, 0]])
+
+
+def test_an_update_that_was_not_taken_is_missing_in_every_statistic(path: Path, group) -> None:
+    """Counts too: of an optimizer that did not step, and of a layer that none has any more."""
+    net = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2, bias=False), nn.Linear(2, 1))
+    one = torch.optim.SGD([*net[0].parameters(), *net[1].parameters()], lr=0.1)
+    two = torch.optim.SGD(net[2].parameters(), lr=0.1)
+    collectors = [Statistics(quantities=("update",))]
+    with attach(net, [one, two], path, collectors=collectors, strict=True):
+        for both in (True, False):
+            net(torch.ones(4, 3)).sum().backward()
+            one.step()
+            if both:
+                two.step()
+        one.param_groups[0]["params"] = list(net[0].parameters())
+        with pytest.warns(IncompleteTraceWarning, match="'1.weight' is no longer trained"):
+            one.step()
+        two.step()
+    found = group("statistics")
+    missing = [[0, 0, 0, 1, 1], [0, 0, 1, 0, 0]]
+    for name in MOMENTS:
+        values = found[f"update_{name}"]
+        np.testing.assert_array_equal(np.isnan(values[[1, 2]]), missing, err_msg=name)
+    assert not np.isnan(found["update_nonfinite"][0]).any()

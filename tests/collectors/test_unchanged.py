@@ -16,7 +16,14 @@ from proofs.running import probed, run
 from torch import Tensor, nn
 
 import tracelab
-from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
+from tracelab_collectors import (
+    Evaluation,
+    Gradients,
+    NoiseProbe,
+    OptimizerState,
+    Statistics,
+    Weights,
+)
 from tracelab_collectors.attach import attach
 
 STEPS = 12
@@ -47,12 +54,15 @@ def noisy_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 def everything() -> list:
     return [
-        Statistics(quantities=("gradient", "weight", "update")),
+        Statistics(quantities=("gradient", "weight", "update", "displacement")),
+        OptimizerState(every=3),
+        Evaluation({"all": torch.utils.data.TensorDataset(*images())}, every=4, loss=noisy_loss),
         Statistics(every=5, layers=".*weight", name="late_statistics"),
         Gradients(sketch=(tracelab.Project(16), tracelab.Full())),
         Gradients(every=2, sketch=tracelab.Sample(8), name="sampled"),
         NoiseProbe(every=4, batches=3, batch_size=8),
         NoiseProbe(every=5, batches=2, batch_size=8, replacement=False, name="no_replacement"),
+        NoiseProbe(every=6, batches=3, batch_size=8, moments="coordinates", name="moments"),
         Weights(every=3, sketch=(tracelab.Project(8), tracelab.Sample(4))),
     ]
 

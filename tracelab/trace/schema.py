@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,42 +143,52 @@ def _steps() -> Kind:
     )
 
 
-def _statistics() -> Kind:
+def _moments(quantity: str, units: str, text: str) -> tuple[Variable, ...]:
+    """Return the statistics of each layer that one quantity has."""
     dims = ("step", "layer")
-    variables = []
-    for quantity, units in (
-        ("gradient", "loss/weight"),
-        ("weight", "weight"),
-        ("update", "weight"),
-    ):
-        power = f"({units})^{{}}" if "/" in units else f"{units}^{{}}"
-        variables += [
-            Variable(f"{quantity}_{name}", dims, unit, dtype, f"{text} of the {quantity}")
-            for name, unit, dtype, text in (
-                ("norm", units, "float32", "Euclidean norm"),
-                ("mean", units, "float32", "mean over coordinates"),
-                ("moment2", power.format(2), "float32", "second raw moment over coordinates"),
-                ("moment3", power.format(3), "float32", "third raw moment over coordinates"),
-                ("moment4", power.format(4), "float32", "fourth raw moment over coordinates"),
-                ("abs_max", units, "float32", "largest absolute coordinate"),
-                ("log_abs_mean", "1", "float32", "mean of ln|x| over nonzero finite coordinates"),
-                (
-                    "log_abs_var",
-                    "1",
-                    "float32",
-                    "variance of ln|x| over nonzero finite coordinates",
-                ),
-                ("zeros", "1", "float64", "number of zero coordinates"),
-                ("nonfinite", "1", "float64", "number of NaN or infinite coordinates"),
-            )
-        ]
-    variables.append(
-        Variable("distance", dims, "weight", "float32", "||w_t - w_0||, distance from the start")
+    power = f"({units})^{{}}" if set("/^") & set(units) else f"{units}^{{}}"
+    return tuple(
+        Variable(f"{quantity}_{name}", dims, unit, dtype, f"{what} of the {text}")
+        for name, unit, dtype, what in (
+            ("norm", units, "float32", "Euclidean norm"),
+            ("mean", units, "float32", "mean over coordinates"),
+            ("moment2", power.format(2), "float32", "second raw moment over coordinates"),
+            ("moment3", power.format(3), "float32", "third raw moment over coordinates"),
+            ("moment4", power.format(4), "float32", "fourth raw moment over coordinates"),
+            ("abs_max", units, "float32", "largest absolute coordinate"),
+            ("log_abs_mean", "1", "float32", "mean of ln|x| over nonzero finite coordinates"),
+            ("log_abs_var", "1", "float32", "variance of ln|x| over nonzero finite coordinates"),
+            ("zeros", "1", "float64", "number of zero coordinates"),
+            ("nonfinite", "1", "float64", "number of NaN or infinite coordinates"),
+        )
     )
-    return Kind("statistics", tuple(variables))
 
 
-SKETCHED = ("projected", "sampled", "full", "mean_projected", "mean_sampled", "mean_full")
+def _statistics() -> Kind:
+    return Kind(
+        "statistics",
+        (
+            *_moments("gradient", "loss/weight", "gradient"),
+            *_moments("weight", "weight", "weight"),
+            *_moments("update", "weight", "update"),
+            *_moments("displacement", "weight", "displacement w_t - w_0"),
+            Variable(
+                "distance",
+                ("step", "layer"),
+                "weight",
+                "float32",
+                "||w_t - w_0||, distance from the start",
+            ),
+        ),
+    )
+
+
+SKETCHED = (
+    *("projected", "sampled", "full", "mean_projected", "mean_sampled", "mean_full"),
+    *("momentum_projected", "momentum_sampled", "momentum_full"),
+    *("second_moment_sampled", "second_moment_full"),
+    *("effective_step_sampled", "effective_step_full"),
+)
 """Arrays of tracelab's kinds that hold sketches of vectors."""
 
 
@@ -222,6 +232,35 @@ def _noise() -> Kind:
                 "float64",
                 "||g||^2 of the full-data gradient, exact",
             ),
+            Variable(
+                "batch_mean",
+                ("step", "weight"),
+                gradient,
+                "float32",
+                "mean of the minibatch gradients, of all weights of the group's layers in order",
+            ),
+            Variable(
+                "variance",
+                ("step", "weight"),
+                square,
+                "float32",
+                "variance of the minibatch gradients, divisor batches - 1, of all weights of the "
+                "group's layers in order",
+            ),
+            Variable(
+                "variance_sum",
+                ("step", "layer"),
+                square,
+                "float64",
+                "sum of the variance over the layer's weights, the trace of the covariance",
+            ),
+            Variable(
+                "variance_square_sum",
+                ("step", "layer"),
+                "(loss/weight)^4",
+                "float64",
+                "sum of the squared variance over the layer's weights",
+            ),
             Variable("loss", ("step", "batch"), "loss", "float64", "loss of the minibatch"),
             Variable("mean_loss", ("step",), "loss", "float64", "full-data loss"),
         ),
@@ -259,6 +298,23 @@ def _weights() -> Kind:
     )
 
 
+def _optimizer_state() -> Kind:
+    variables: list[Variable] = []
+    for quantity, units, text in (
+        ("momentum", "loss/weight", "first moment the optimizer holds, without bias"),
+        ("second_moment", "(loss/weight)^2", "second moment the optimizer holds, without bias"),
+        ("effective_step", "weight^2/loss", "factor of the first moment in the last update"),
+    ):
+        variables += _moments(quantity, units, text)
+        variables += [
+            replace(each, name=f"{quantity}_{each.name}")
+            for each in _sketches(units, f"the {text}")
+            # Projections of what is positive everywhere tell nothing about it.
+            if quantity == "momentum" or each.name != "projected"
+        ]
+    return Kind("optimizer_state", tuple(variables))
+
+
 KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
@@ -278,6 +334,7 @@ KINDS: Mapping[str, Kind] = {
         _noise(),
         _examples(),
         _weights(),
+        _optimizer_state(),
     )
 }
 

@@ -7,7 +7,10 @@ import pytest
 from tracelab.trace.schema import DTYPES, KINDS, NAME, array_attributes, fill_value
 
 STATISTICS = ["norm", "mean", "moment2", "moment3", "moment4"]
+QUANTITIES = ["gradient", "weight", "update", "displacement"]
 STATISTICS += ["abs_max", "log_abs_mean", "log_abs_var", "zeros", "nonfinite"]
+
+QUANTITY = "^(gradient|weight|update|displacement|momentum|second_moment|effective_step)_"
 
 
 def test_every_variable_is_indexed_by_step_and_has_a_unit_a_dtype_and_a_description():
@@ -23,7 +26,7 @@ def test_every_variable_is_indexed_by_step_and_has_a_unit_a_dtype_and_a_descript
 
 
 def test_statistics_are_ten_of_each_quantity_and_the_distance():
-    wanted = {f"{q}_{name}" for q in ("gradient", "weight", "update") for name in STATISTICS}
+    wanted = {f"{q}_{name}" for q in QUANTITIES for name in STATISTICS}
     assert set(KINDS["statistics"].names()) == wanted | {"distance"}
 
 
@@ -47,6 +50,12 @@ def test_statistics_are_ten_of_each_quantity_and_the_distance():
         ("noise", "squared_norm", "(loss/weight)^2"),
         ("noise", "mean_squared_norm", "(loss/weight)^2"),
         ("noise", "mean_loss", "loss"),
+        ("noise", "batch_mean", "loss/weight"),
+        ("noise", "variance", "(loss/weight)^2"),
+        ("noise", "variance_square_sum", "(loss/weight)^4"),
+        ("optimizer_state", "momentum_projected", "loss/weight"),
+        ("optimizer_state", "second_moment_moment2", "((loss/weight)^2)^2"),
+        ("optimizer_state", "effective_step_sampled", "weight^2/loss"),
         ("weights", "full", "weight"),
         ("weights", "distance", "weight"),
     ],
@@ -60,7 +69,7 @@ def test_the_page_on_the_format_names_every_kind_and_array():
     for kind in KINDS.values():
         row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.name}`"))
         for name in kind.names():
-            suffix = re.sub("^(gradient|weight|update)_", "_", name)
+            suffix = re.sub(QUANTITY, "_", name)
             assert f"`{name}`" in row or f"`{suffix}`" in row, name
 
 

@@ -56,6 +56,15 @@ def layers(group: xr.Dataset, table: xr.Dataset, name: str, layer: Any) -> xr.Da
         chosen = group.isel(coordinate=part).assign_coords(
             coordinate_layer=("coordinate", renumbered[owners[kept]].astype(np.int32))
         )
+    if "weight" in group.dims:
+        ends = np.cumsum(table["numel"].sel(layer=known).values)
+        ours = [
+            np.arange(end - numel, end)
+            for end, numel in zip(ends[positions], np.diff(ends, prepend=0)[positions], strict=True)
+        ]
+        # A range is read without what lies beside it.
+        alone = slice(int(ours[0][0]), int(ours[0][-1]) + 1)
+        chosen = chosen.isel(weight=alone if len(ours) == 1 else np.concatenate(ours))
     if isinstance(layer, str) and layer in known:
         return chosen.isel(layer=positions[0])
     return chosen.isel(layer=positions)

@@ -29,8 +29,8 @@ from tracelab.typing import Array, IntArray
 __all__ = ["GroupRules", "declare", "with_dtype"]
 
 _NOT_ROWS = ("step", "layer", "coordinate_layer", "coordinate_index")
-_SAMPLED = ("sampled", "mean_sampled")
-_FULL = ("full", "mean_full")
+_SAMPLED = tuple(name for name in SKETCHED if name.endswith("sampled"))
+_FULL = tuple(name for name in SKETCHED if name.endswith("full"))
 _ROW_DTYPES = (DTYPES - {"string"}) | {BFLOAT16}
 
 
