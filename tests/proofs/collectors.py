@@ -6,9 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import tracelab
-from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
+from tracelab_collectors import (
+    Examples,
+    Gradients,
+    LiveExamples,
+    NoiseProbe,
+    Statistics,
+    Weights,
+)
 
-KNOWN = {"gradients", "noise_probe", "statistics", "weights"}
+KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -19,10 +26,18 @@ def registered() -> list[EntryPoint]:
     return [EntryPoint(*each, group) for each in project["entry-points"][group].items()]
 
 
-def every_collector(*, probes: bool = True) -> list[Any]:
+def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
     """Return all collectors, with and without rows at every step, of all and of some layers.
 
     Those that are registered and not named here are made without arguments.
+
+    Parameters
+    ----------
+    probes : bool
+        With those that need a loss and data.
+    live : bool
+        With `LiveExamples`, which says itself that closures, compiled models and layers that mix
+        examples are not for it.
     """
     found: list[Any] = [
         Statistics(quantities=("gradient", "weight", "update")),
@@ -34,8 +49,11 @@ def every_collector(*, probes: bool = True) -> list[Any]:
         Weights(every=3, sketch=(tracelab.Project(8), tracelab.Sample(4))),
     ]
     found += [entry.load()() for entry in registered() if entry.name not in KNOWN]
+    if live:
+        found.append(LiveExamples(every=3))
     if probes:
         found += [
+            Examples(every=90, examples=12, mode="eval"),
             NoiseProbe(every=40, batches=3, batch_size=8),
             NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
         ]
