@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 from tracelab.errors import UsageError
-from tracelab.sketch import Project, Sample
+from tracelab.sketch import Histogram, Project, Sample
 from tracelab_collectors.collector import Collector
 from tracelab_collectors.gradients import Gradients
 from tracelab_collectors.noise_probe import NoiseProbe
+from tracelab_collectors.optimizer_state import OptimizerState
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 
@@ -30,6 +31,8 @@ def _full(probes: bool) -> Sequence[Collector]:
     recorded: list[Collector] = [
         Statistics(quantities=("gradient", "weight", "update")),
         Gradients(sketch=(Project(1021), Sample(256))),
+        Gradients(every=10, sketch=Histogram(), name="histograms"),
+        OptimizerState(),
         Weights(),
     ]
     return [*recorded, NoiseProbe()] if probes else recorded
