@@ -17,6 +17,7 @@ from tracelab.trace.writing.room import vacant
 from tracelab_collectors import exits
 from tracelab_collectors.attach import attach
 from tracelab_collectors.bystander import Bystander
+from tracelab_collectors.examples import Examples
 from tracelab_collectors.frozen import forked_generators
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.owners import owner
@@ -46,7 +47,7 @@ def watch(settings: Settings) -> Watch:
     collectors = chosen(options.get("collectors"), probes={"loss", "data"} <= options.keys())
     for collector in collectors:
         for needed in ("loss", "data"):
-            if isinstance(collector, NoiseProbe) and needed not in options:
+            if isinstance(collector, (NoiseProbe, Examples)) and needed not in options:
                 raise UsageError(
                     f"collector {collector.name!r} measures gradients by itself and needs "
                     f"{needed}; give {needed}: package.module:name"

@@ -402,6 +402,7 @@ def test_there_is_something_at_the_path_already(folder) -> None:
     [
         ("{path: a, collectors: [NoiseProbe]}", "collector 'noise' .* needs loss"),
         slow("{path: a, collectors: [NoiseProbe], loss: 'a:b'}", "collector 'noise' .* needs data"),
+        slow("{path: a, collectors: [examples]}", "collector '.*' .* needs loss"),
         slow("{path: a, collectors: lite}", "collectors='lite' is no preset"),
         slow("{path: a, data: 'nowhere:data'}", "data: module 'nowhere' cannot be imported"),
         slow("{path: a, loss: 'math:nothing'}", "loss: module 'math' has no 'nothing'"),
