@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import warnings
@@ -79,7 +80,7 @@ class Session:
         self._handover = Handover(writer, run.device, beginning.recorded, max_bytes, waits=waits)
         self._agenda = Agenda(run, members, self._handover, beginning.step, waits=waits)
         self._rows = StepRows()
-        self._taken = beginning.step
+        self._first = self._taken = beginning.step
         self._passes = Passes(subject.owners, len(run.optimizers))
         self._found_inf: list[Tensor] = []
         # Of the step that has begun and that not every optimizer has taken yet.
@@ -367,7 +368,9 @@ class Session:
         self._counted = None
         if not self._stepped and not self._silent:
             self._made_of = passes
-            self._rows.count(micro_batches=passes, skipped=skipped)
+            # Attached between backward passes and their step, it has not heard them.
+            unheard = not passes and self._taken - 1 == self._first
+            self._rows.count(micro_batches=math.nan if unheard else passes, skipped=skipped)
         self._stepped.add(which)
         if self._passes.stepped(which):
             self._hooks.watch(self._passes.watched)

@@ -34,7 +34,7 @@ class StepRows:
         self._rows.append({"step": step, **values, **self._coming, "applied": False})
         self._coming = {}
 
-    def count(self, *, micro_batches: int, skipped: int) -> None:
+    def count(self, *, micro_batches: float, skipped: int) -> None:
         """Say of the step last begun of how many passes its gradient is, and what went before."""
         self._rows[-1] |= {"micro_batches": micro_batches, "skipped": skipped}
 

@@ -152,6 +152,23 @@ def test_a_step_that_raises_counts_as_not_applied(
     assert group("gradients")["step"].values.tolist() == [0, 1, 2]
 
 
+def test_passes_before_the_session_are_unknown(net, optimizer, inputs, path: Path, group) -> None:
+    net(inputs).square().mean().backward()
+    with attach(net, optimizer, path):
+        optimizer.step()
+        step(net, optimizer, inputs)
+        optimizer.zero_grad()
+        optimizer.step()
+    np.testing.assert_array_equal(group("steps")["micro_batches"], [np.nan, 1, 0])
+    assert group("gradients")["projected"].notnull().all(
+        ("layer", "direction")
+    ).values.tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
 # Refusals, all before training starts.
 
 
