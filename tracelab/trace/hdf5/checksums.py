@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
-from numpy.typing import NDArray
 
 from tracelab.typing import Array
 
@@ -66,15 +65,17 @@ class Checksum:
             places = places[..., None] + stride * np.arange(size)
         little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
         rows = little.reshape(places.size, -1).view(np.uint8)
-        sums = np.array([google_crc32c.extend(_ONES, row) ^ _ONES for row in rows], dtype=np.uint32)
-        behind = self._nbytes - places.ravel() - rows.shape[1]
-        self._state ^= int(np.bitwise_xor.reduce(_followed(sums, behind)))
+        state, last = 0, int(places.flat[0])
+        for place, row in zip(places.ravel().tolist(), rows, strict=True):
+            alone = google_crc32c.extend(_ONES, row) ^ _ONES
+            state = _looked_up(_steps(place - last), state) ^ alone
+            last = place
+        self._state ^= _followed(state, self._nbytes - last - rows.shape[1])
 
     @property
     def value(self) -> int:
         """The crc32c, once every part was taken."""
-        begun = _followed(np.array([_ONES], np.uint32), np.array([self._nbytes]))
-        return int(begun[0]) ^ self._state ^ _ONES
+        return _followed(_ONES, self._nbytes) ^ self._state ^ _ONES
 
 
 def of_text(text: str) -> int:
@@ -82,33 +83,43 @@ def of_text(text: str) -> int:
     return int(google_crc32c.value(text.encode()))
 
 
-def _followed(sums: NDArray[np.uint32], zeros: NDArray[Any]) -> NDArray[np.uint32]:
-    """Return each sum as it is after a number of bytes 0."""
-    left = zeros.copy()
-    power = 0
-    while left.any():
-        odd = (left & 1).astype(bool)
-        if odd.any():
-            sums = np.where(odd, _looked_up(_zeros(power), sums), sums)
-        left >>= 1
-        power += 1
-    return sums
+# A sum's bits are added up (xor) by what they become: a table has that of each byte of a sum.
+_Table: TypeAlias = tuple[list[int], list[int], list[int], list[int]]
+
+
+def _followed(state: int, zeros: int) -> int:
+    """Return a sum as it is after a number of bytes 0."""
+    for power in range(zeros.bit_length()):
+        if zeros >> power & 1:
+            state = _looked_up(_doublings(power), state)
+    return state
+
+
+@lru_cache(64)
+def _steps(zeros: int) -> _Table:
+    """Return the table of a number of bytes 0 that comes again and again."""
+    return _table([_followed(1 << bit, zeros) for bit in range(32)])
 
 
 @cache
-def _zeros(power: int) -> NDArray[np.uint32]:
-    """Return what 2**power bytes 0 make of each byte of a sum, of which they are the xor."""
-    if power:
-        return _looked_up(_zeros(power - 1), _zeros(power - 1))
-    alone = [
-        [google_crc32c.extend(byte << shift ^ _ONES, b"\0") ^ _ONES for byte in range(256)]
-        for shift in range(0, 32, 8)
-    ]
-    return np.array(alone, dtype=np.uint32)
+def _doublings(power: int) -> _Table:
+    """Return the table of 2**power bytes 0."""
+    if not power:
+        return _table([google_crc32c.extend(1 << bit ^ _ONES, b"\0") ^ _ONES for bit in range(32)])
+    half = _doublings(power - 1)
+    return _table([_looked_up(half, _looked_up(half, 1 << bit)) for bit in range(32)])
 
 
-def _looked_up(table: NDArray[np.uint32], sums: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    found: NDArray[np.uint32] = table[0][sums & 255]
-    for place in range(1, 4):
-        found = found ^ table[place][(sums >> np.uint32(8 * place)) & 255]
-    return found
+def _table(bits: Sequence[int]) -> _Table:
+    def of_byte(first: int) -> list[int]:
+        found = [0]
+        for bit in bits[first : first + 8]:
+            found += [bit ^ each for each in found]
+        return found
+
+    return of_byte(0), of_byte(8), of_byte(16), of_byte(24)
+
+
+def _looked_up(table: _Table, state: int) -> int:
+    one, two, three, four = table
+    return one[state & 255] ^ two[state >> 8 & 255] ^ three[state >> 16 & 255] ^ four[state >> 24]
