@@ -82,8 +82,9 @@ class Evaluation:
 
     Parameters
     ----------
-    sets : mapping of str to Dataset or callable
+    sets : mapping of str to Dataset or callable, optional
         What to evaluate on, by name: data as ``attach(data=...)`` takes it, that have a length.
+        Default: what was given there, under the name ``data``.
     every, start, stop, steps
         When; see `tracelab_collectors.scheduled.Scheduled`.
     batch_size : int
@@ -110,7 +111,7 @@ class Evaluation:
         invalid.
     """
 
-    sets: Mapping[str, Any]
+    sets: Mapping[str, Any] | None = None
     every: InitVar[int | Schedule] = 100
     start: InitVar[int] = 0
     stop: InitVar[int | None] = None
@@ -132,11 +133,12 @@ class Evaluation:
         steps: Iterable[int] | None,
     ) -> None:
         object.__setattr__(self, "schedule", Schedule.of(every, start, stop, steps))
-        if not isinstance(self.sets, Mapping) or not self.sets:
+        sets = {"data": None} if self.sets is None else self.sets
+        if not isinstance(sets, Mapping) or not sets:
             raise UsageError(
                 f"Evaluation needs sets by name, such as {{'test': dataset}}, got {self.sets!r}"
             )
-        for name in self.sets:
+        for name in sets:
             if not isinstance(name, str) or not NAME.fullmatch(name):
                 raise UsageError(
                     f"a set cannot be called {name!r}; use letters, digits, '_', '.', '-'"
@@ -151,8 +153,8 @@ class Evaluation:
         Raises
         ------
         UsageError
-            If there is no loss, a set cannot be indexed, weights are sharded, or loss or error
-            fail.
+            If there is no loss or no set, a set cannot be indexed, weights are sharded, or loss or
+            error fail.
         """
         whose = f"collector {self.name!r}"
         if run.layout.shards is not None:
@@ -164,7 +166,15 @@ class Evaluation:
         if loss is None:
             raise UsageError(f"{whose} needs a loss; give Evaluation(loss=...) or attach(loss=...)")
         measures = {"loss": loss} | ({} if self.error is None else {"error": self.error})
-        sets = {name: Indexed.of(data, None, run.device) for name, data in self.sets.items()}
+        if self.sets is not None:
+            sets = {name: Indexed.of(data, None, run.device) for name, data in self.sets.items()}
+        elif run.data is not None:
+            sets = {"data": Indexed.of(run.data, run.data_size, run.device)}
+        else:
+            raise UsageError(
+                f"{whose} needs sets of examples; give Evaluation({{'test': dataset}}) or "
+                "attach(data=...)"
+            )
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 1
         orders = {
             name: torch.randperm(data.size, generator=torch.Generator().manual_seed(seed))[

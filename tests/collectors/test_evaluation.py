@@ -95,6 +95,22 @@ def test_the_standard_error_of_batch_means_is_that_of_examples(net, path: Path, 
     assert abs(found / (losses.std(ddof=1) / np.sqrt(4000)) - 1) < 4 / np.sqrt(798)
 
 
+def test_the_data_of_the_session(net, inputs, targets, path: Path, group) -> None:
+    """Also a callable of a size that the session was told."""
+    losses, _ = exact(net, TensorDataset(inputs, targets))
+    record(
+        net,
+        path,
+        Evaluation(loss=each_loss, final=False),
+        data=lambda indices: (inputs[indices], targets[indices]),
+        data_size=40,
+    )
+    found = group("evaluation")
+    assert set(found.data_vars) == {"data_loss", "data_loss_se"}
+    assert found.attrs["sets"] == {"data": {"n_examples": 40}}
+    np.testing.assert_allclose(found["data_loss"][0], losses[:40].mean(), rtol=1e-6)
+
+
 def test_one_batch_has_no_standard_error(net, data, cross_entropy, path: Path, group) -> None:
     record(net, path, Evaluation({"train": data}, final=False), loss=cross_entropy)
     found = group("evaluation")
@@ -282,4 +298,6 @@ def test_refusals(net, data, path: Path) -> None:
         record(net, path, Evaluation({"test": data}))
     with pytest.raises(UsageError, match="must be a map-style dataset or a callable"):
         record(net, path, Evaluation({"test": 42}, loss=each_loss))
+    with pytest.raises(UsageError, match=r"needs sets of examples; give Evaluation\(\{'test'"):
+        record(net, path, Evaluation(loss=each_loss))
     assert not path.exists()

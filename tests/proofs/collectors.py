@@ -7,15 +7,18 @@ from typing import Any
 
 import tracelab
 from tracelab_collectors import (
+    Evaluation,
     Examples,
     Gradients,
     LiveExamples,
     NoiseProbe,
+    OptimizerState,
     Statistics,
     Weights,
 )
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
+KNOWN |= {"evaluation", "optimizer_state"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -40,12 +43,13 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
         examples are not for it.
     """
     found: list[Any] = [
-        Statistics(quantities=("gradient", "weight", "update")),
+        Statistics(quantities=("gradient", "weight", "update", "displacement")),
         Statistics(every=5, layers=".*weight", name="late_statistics"),
         Gradients(sketch=(tracelab.Project(16), tracelab.Full())),
         Gradients(every=2, sketch=tracelab.Sample(8), name="sampled"),
         Gradients(stage="pre_clip"),
         Gradients(stage="update", sketch=tracelab.Full(), every=4),
+        OptimizerState(every=5),
         Weights(every=3, sketch=(tracelab.Project(8), tracelab.Sample(4))),
     ]
     found += [entry.load()() for entry in registered() if entry.name not in KNOWN]
@@ -54,7 +58,8 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
     if probes:
         found += [
             Examples(every=90, examples=12, mode="eval"),
-            NoiseProbe(every=40, batches=3, batch_size=8),
+            Evaluation(every=80, examples=12),
+            NoiseProbe(every=40, batches=3, batch_size=8, moments="coordinates"),
             NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
         ]
     return found
