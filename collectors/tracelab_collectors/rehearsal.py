@@ -16,7 +16,7 @@ __all__ = ["rehearse_loss"]
 
 
 def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
-    """Evaluate the loss and its gradient on the first batch of the data, if anything probes.
+    """Evaluate the loss and its gradient on the first batch of the data, if a probe will.
 
     Weights, buffers and generators are as before.
 
@@ -36,7 +36,7 @@ def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
     sizes = [
         int(recording.attrs["batch_size"])
         for recording in recordings.values()
-        if recording.probe and "batch_size" in recording.attrs
+        if recording.probe and {"batch_size", "n_data"} <= recording.attrs.keys()
     ]
     if not sizes or run.loss is None or run.data is None:
         return

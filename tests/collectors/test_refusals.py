@@ -11,7 +11,7 @@ from proofs.states import bits, generators
 from torch import Tensor, nn
 
 from tracelab.errors import UsageError
-from tracelab_collectors import Gradients, NoiseProbe, Statistics
+from tracelab_collectors import Evaluation, Examples, Gradients, NoiseProbe, Statistics
 from tracelab_collectors.attach import attach
 
 PROBES = [NoiseProbe(batches=2, batch_size=8)]
@@ -141,6 +141,23 @@ def test_a_loss_is_tried_without_a_mark(data, path: Path) -> None:
         model, optimizer, path, collectors=[Gradients()], loss=loss, data=data, overwrite=True
     ).detach()
     assert called == [8]
+
+
+def test_a_loss_of_one_value_an_example_is_for_evaluation(net, optimizer, data, path) -> None:
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    collectors = [Evaluation({"train": data})]
+    attach(net, optimizer, path, collectors=collectors, loss=loss, data=data).detach()
+    assert path.exists()
+
+
+def test_examples_of_a_net_with_batch_normalization(data, cross_entropy, path: Path) -> None:
+    """What is tried holds more than one example, which batch normalization needs."""
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    collectors = [Examples(examples=4, mode="eval", every=50)]
+    attach(net, optimizer, path, collectors=collectors, loss=cross_entropy, data=data).detach()
 
 
 def test_data(net, optimizer, data, cross_entropy, refuse) -> None:

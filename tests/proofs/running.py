@@ -49,6 +49,8 @@ def told(words: str) -> Iterator[None]:
         warnings.simplefilter("always", IncompleteTraceWarning)
         # Of forked DataLoader workers, by Python.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        # Of a machine that has one core for us, by PyTorch.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         yield
     said = [str(each.message) for each in caught if each.category is IncompleteTraceWarning]
     assert len(said) == bool(words), said
