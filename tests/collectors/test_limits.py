@@ -228,7 +228,11 @@ def test_when_full_is_one_of_two(net, optimizer, path: Path) -> None:
     [
         ("light", {"gradients": 3, "statistics": 3, "steps": 25}),
         ("standard", {"gradients": 25, "statistics": 25, "steps": 25}),
-        ("full", {"gradients": 25, "statistics": 25, "weights": 4, "noise": 1, "steps": 25}),
+        (
+            "full",
+            {"gradients": 25, "statistics": 25, "histograms": 3, "optimizer_state": 3}
+            | {"weights": 4, "noise": 1, "steps": 25},
+        ),
     ],
 )
 def test_presets(
