@@ -251,24 +251,31 @@ class Session:
         """Hear of a gradient before it is added to a layer's."""
         if self._suspended:
             return
-        first = self._subject.tensors[layer].grad is None
-        self._passes.arriving(layer, first=first)
-        heard = gradient is not None and self._agenda.hears and not self._pauses
-        if heard and self._subject.owners[layer] not in self._recorded:
-            assert gradient is not None
-            step, index = self._coming(), self._passes.before(layer)
-            self._agenda.arriving(step, layer, index, gradient)
+        # An error in a hook would end the backward pass.
+        try:
+            first = self._subject.tensors[layer].grad is None
+            self._passes.arriving(layer, first=first)
+            heard = gradient is not None and self._agenda.hears and not self._pauses
+            if heard and self._subject.owners[layer] not in self._recorded:
+                assert gradient is not None
+                step, index = self._coming(), self._passes.before(layer)
+                self._agenda.arriving(step, layer, index, gradient)
+        except Exception as error:
+            self._handover.fail(STEPS, error)
 
     def accumulated(self, layer: int) -> None:
         """Count the backward passes that reach a layer."""
         if self._suspended:
             return
-        ends = self._passes.needs_ends or self._agenda.listens
-        self._passes.accumulated(layer, ends=ends)
-        self._hooks.move_last()
-        if ends and not self._asked:
-            self._asked = True
-            behind_backward(self.passed)
+        try:
+            ends = self._passes.needs_ends or self._agenda.listens
+            self._passes.accumulated(layer, ends=ends)
+            self._hooks.move_last()
+            if ends and not self._asked:
+                self._asked = True
+                behind_backward(self.passed)
+        except Exception as error:
+            self._handover.fail(STEPS, error)
 
     def passed(self) -> None:
         """Copy what is known only at the end of a backward pass."""

@@ -252,6 +252,23 @@ class Failing:
         return Recording(run.layout, reduce, reads=reads, probe=self.probe)
 
 
+@pytest.mark.parametrize("where", ["behind_backward", "Passes.accumulated", "Passes.arriving"])
+def test_an_error_within_a_backward_pass_does_not_end_it(
+    where, net, optimizer, inputs, path: Path, attrs, monkeypatch
+) -> None:
+    def fail(*_, **__) -> None:
+        raise ArithmeticError("in a hook")
+
+    session = attach(net, optimizer, path)
+    monkeypatch.setattr(f"tracelab_collectors.session.{where}", fail)
+    before = net[0].weight.detach().clone()
+    with pytest.warns(IncompleteTraceWarning, match="stopped at step 1: ArithmeticError"):
+        step(net, optimizer, inputs)
+    session.detach()
+    assert not torch.equal(net[0].weight, before)
+    assert attrs()["state"] == "incomplete"
+
+
 @pytest.mark.parametrize("probe", [False, True])
 def test_a_failing_collector_is_switched_off(
     probe, net, optimizer, inputs, path: Path, group, attrs
