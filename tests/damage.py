@@ -13,7 +13,7 @@ LAYERS = {"a": (40, 50), "b": (30,)}
 ROWS = 40
 # Arrays whose rows have no missing value, and arrays that are read cell by cell.
 COUNTS = (
-    Variable("bins", ("step", "layer", "bin"), "1", "int32", "counts"),
+    Variable("bins", ("step", "layer", "event"), "1", "int32", "counts"),
     Variable("mass", ("step", "layer"), "1", "float32", "their sum"),
 )
 
