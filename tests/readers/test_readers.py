@@ -22,8 +22,8 @@ def test_every_reader_finds_what_was_written(reader, traces):
         pytest.skip(f"{reader.name}: {missing}")
     outcome = comparing.compare(reader, *traces)
     assert outcome.mismatches == ()
-    assert outcome.groups == 9
-    assert outcome.arrays == (51 if reader.texts else 42)
+    assert outcome.groups == 10
+    assert outcome.arrays == (54 if reader.texts else 44)
     assert outcome.values > 30_000
 
 
