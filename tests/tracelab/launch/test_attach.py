@@ -19,6 +19,7 @@ def test_the_module_cannot_be_imported() -> None:
     assert tracelab.attach is attach
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "try: import tracelab.attach\nexcept ImportError: pass\n"])
 @pytest.mark.parametrize("way", ["from tracelab import attach", "attach = tracelab.attach"])
 def test_the_function_is_found_in_a_fresh_process(first, way) -> None:
