@@ -60,24 +60,26 @@ class Deviations:
         self.mean = torch.zeros(size, dtype=self.dtype, device=self.device)
         self._squares = torch.zeros_like(self.mean)
 
-    def take(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """Take another vector.
+    def take(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Take some more vectors.
 
         Parameters
         ----------
-        vector : Tensor, shape (layout.size,)
-            Flat buffer, padding zero.
+        vectors : Tensor, shape (vector, layout.size)
+            Flat buffers, padding zero.
 
         Returns
         -------
-        squared_norm, squared_distance : Tensor of float64, shape (layer,)
+        squared_norm, squared_distance : Tensor of float64, shape (vector, layer)
             Of each layer, squared and summed in float64; the distance is from `centre`, or from 0
             where there is none.
         """
-        self.count += 1
-        if vector.device.type == "cpu":
-            return self._take_on_host(vector)
-        return self._take_on_device(vector)
+        if vectors.device.type == "cpu":
+            found = self._take_on_host(vectors)
+        else:
+            found = self._take_on_device(vectors)
+        self.count += len(vectors)
+        return found
 
     def variance(self) -> Tensor:
         """Return the variance of each coordinate, divisor ``count - 1``, shape (layout.size,)."""
@@ -95,26 +97,28 @@ class Deviations:
             "variance_square_sum": found["moment2"][0] * numel,
         }
 
-    def _take_on_host(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        out = np.empty((2, len(self.layout.names)))
+    def _take_on_host(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        rows = vectors.numpy()
+        out = np.empty((2, len(rows), len(self.layout.names)))
         kernels.deviations(
-            vector.numpy(),
+            rows,
             self.mean[:0].numpy() if self.centre is None else self.centre.numpy(),
             self.mean.numpy(),
             self._squares.numpy(),
-            vector.numpy().dtype.type(1 / self.count),
+            (1 / np.arange(self.count + 1, self.count + 1 + len(rows))).astype(rows.dtype),
             *self.layout.spans,
             out,
         )
         norm, distance = torch.from_numpy(out)
         return norm, distance
 
-    def _take_on_device(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+    def _take_on_device(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         if self.moments:
-            delta = vector - self.mean
-            self.mean.add_(delta, alpha=1 / self.count)
-            self._squares.addcmul_(delta, vector - self.mean)
-        norm = device_squares(vector.unsqueeze(0), self.layout)[0]
+            for count, vector in enumerate(vectors, start=self.count + 1):
+                delta = vector - self.mean
+                self.mean.add_(delta, alpha=1 / count)
+                self._squares.addcmul_(delta, vector - self.mean)
+        norm = device_squares(vectors, self.layout)
         if self.centre is None:
             return norm, norm
-        return norm, device_squares((vector - self.centre).unsqueeze(0), self.layout)[0]
+        return norm, device_squares(vectors - self.centre, self.layout)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import InitVar, dataclass, field
-from typing import Any, Literal, TypeAlias
+from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,19 +17,18 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run
-from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.deviations import Deviations
+from tracelab_collectors.frozen import FrozenLoss, evaluating, forked_generators
 from tracelab_collectors.full_data import full_gradient
 from tracelab_collectors.indexed import Indexed
-from tracelab_collectors.layout import Layout, copy_into
+from tracelab_collectors.layout import Layout
 from tracelab_collectors.moments import squared_norms
 from tracelab_collectors.scheduled import Scheduled, at_least
+from tracelab_collectors.several import Method, Trial, as_many, fill
 from tracelab_collectors.sketching import Sketcher, sketcher
 
 __all__ = ["Examples"]
 
-# What the gradients of a chunk may take, and how many examples gain nothing more.
-CHUNK_BYTES = 256 << 20
-CHUNK = 64
 REHEARSED = 4
 
 
@@ -77,7 +75,8 @@ class Examples(Scheduled):
     The loss of an example is that of a batch of one, ``loss(model, batch)`` with one index drawn
     from the data. Gradients of a chunk are computed at once by `torch.func.vmap` where that gives
     what single backward passes give, tried on four examples before training starts; else one
-    after the other. The group's attribute ``method`` says which. In training mode dropout's masks
+    after the other, as where most of more than 1e8 operations are in convolutions, of which that
+    is faster. The group's attribute ``method`` says which. In training mode dropout's masks
     are part of the gradients, drawn for each example by itself as in a batch. Batch normalisation
     in training mode has no per-example gradients, since each example's loss depends on the whole
     batch; ``mode="eval"`` uses its running statistics. Seeds derive from the session's seed and
@@ -122,8 +121,7 @@ class Examples(Scheduled):
         layout = self.layout(run)
         sketches = validate(self.sketch)
         sketch = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
-        itemsize = torch.empty((), dtype=run.dtype).element_size()
-        chunk = self.chunk or max(1, min(CHUNK, CHUNK_BYTES // (layout.size * itemsize)))
+        chunk = self.chunk or as_many(layout, run.dtype)
 
         def frozen() -> FrozenLoss:
             # The loss is bound anew: a parameter's memory can have moved since the last row.
@@ -158,20 +156,10 @@ class Examples(Scheduled):
 
     @contextmanager
     def _mode(self, model: nn.Module) -> Iterator[None]:
-        """Put the model into the mode for the block, and every module back into its own."""
-        modes = {module: module.training for module in model.modules()}
-        try:
-            if self.mode == "eval":
-                for module in modes:
-                    module.training = False
+        """Put the model into the mode for the block, in which it must have such gradients."""
+        with evaluating(model) if self.mode == "eval" else nullcontext():
             _check_statistics(model, self.whose)
             yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-Method: TypeAlias = Literal["vmap", "vmap, randomness different", "loop"]
 
 
 @dataclass(frozen=True)
@@ -201,6 +189,10 @@ class _Measurement:
             arrays["mean_squared_norm"] = squared_norms(full, self.layout)[0]
             for name, values in self.sketch(full.to(self.rows.dtype)).items():
                 arrays[f"mean_{name}"] = values[0]
+            full = full[0].to(self.rows.dtype)
+        deviations = Deviations(
+            self.layout, full, moments=False, dtype=self.rows.dtype, device=self.rows.device
+        )
         indices = torch.arange(self.data.size)
         if self.collector.examples is not None:
             indices = torch.randperm(self.data.size, generator=generator)
@@ -208,7 +200,7 @@ class _Measurement:
         arrays["index"] = indices
         begin = 0
         for chunk in indices.split(len(self.rows)):
-            for name, values in self._chunk(chunk, full).items():
+            for name, values in self._chunk(chunk, deviations).items():
                 if begin == 0:
                     shape = (len(indices), *values.shape[1:])
                     arrays[name] = torch.empty(shape, dtype=values.dtype)
@@ -216,43 +208,16 @@ class _Measurement:
             begin += len(chunk)
         return {name: values.unsqueeze(0) for name, values in arrays.items()}
 
-    def _chunk(self, indices: Tensor, full: Tensor | None) -> dict[str, Tensor]:
+    def _chunk(self, indices: Tensor, deviations: Deviations) -> dict[str, Tensor]:
         """Return what is recorded of some examples."""
         rows = self.rows[: len(indices)]
         batches = [self.data.batch(index) for index in indices.split(1)]
-        losses = _fill(rows, self.layout, self.loss, batches, self.method)
+        losses = fill(rows, self.layout, self.loss, batches, self.method)
         found = self.sketch(rows)
-        found["squared_norm"] = squared_norms(rows, self.layout)
-        if full is not None:
-            found["squared_deviation"] = squared_norms(rows - full, self.layout)
+        found["squared_norm"], distance = deviations.take(rows)
+        if self.collector.full_gradient:
+            found["squared_deviation"] = distance
         return found | {"loss": losses.double()}
-
-
-def _fill(
-    rows: Tensor, layout: Layout, loss: FrozenLoss, batches: Sequence[Any], method: Method
-) -> Tensor:
-    """Write the gradient of each batch to a row, and return the losses, shape (batch,)."""
-    if method != "loop":
-        randomness = "error" if method == "vmap" else "different"
-        try:
-            losses, gradients = loss.gradients(batches, randomness=randomness)
-        except Exception:
-            # Examples of several shapes, or a branch that those of the rehearsal did not take.
-            pass
-        else:
-            starts, numel = layout.starts, layout.numel
-            views = [
-                rows[:, start : start + count].unflatten(1, shape or (1,))
-                for start, count, shape in zip(starts, numel, layout.shapes, strict=False)
-            ]
-            copy_into(views, [each.view_as(v) for each, v in zip(gradients, views, strict=True)])
-            return losses
-    losses = rows.new_empty(len(rows), dtype=torch.float64)
-    for index, batch in enumerate(batches):
-        value, gradients = loss.gradient(batch)
-        copy_into(layout.views(rows[index]), gradients)
-        losses[index] = value.reshape(())
-    return losses
 
 
 def _rehearse(collector: Examples, loss: FrozenLoss, data: Indexed) -> Method:
@@ -263,45 +228,28 @@ def _rehearse(collector: Examples, loss: FrozenLoss, data: Indexed) -> Method:
     UsageError
         If the loss fails on a batch of one, is not finite, or is no mean over examples.
     """
-    indices = torch.linspace(0, data.size - 1, min(REHEARSED, data.size)).long().unique()
+    indices = torch.linspace(0, data.size - 1, REHEARSED).long()
     batches = [data.batch(index) for index in indices.split(1)]
-    before = _generators()
-    expected = [_attempt(collector, loss, batch, "one example") for batch in batches]
-    after = _generators()
-    losses = torch.stack([value.reshape(()).double() for value, _ in expected])
-    for index, value in zip(indices.tolist(), losses.tolist(), strict=True):
+    attempt = partial(_attempt, collector, loss)
+    trial = Trial.of(loss, batches, partial(attempt, "one example"))
+    for index, value in zip(indices.tolist(), trial.losses.tolist(), strict=True):
         if not math.isfinite(value):
             raise UsageError(
                 f"{collector.whose}: loss(model, batch) is {value} on example {index} of data, at "
                 "the weights of now; no gradient can be measured, look at the loss and at the data"
             )
     if collector.mean_over_examples or collector.full_gradient:
-        many = f"{len(losses)} examples"
-        whole, _ = _attempt(collector, loss, data.batch(indices), many)
-        if collector.mean_over_examples and before == after:
-            _check_mean(whole.double().item(), losses, many, collector.whose)
-    if before[1:] != after[1:]:
-        # Python's and NumPy's draws would be the same for all examples of a chunk.
+        many = f"{len(batches)} examples"
+        whole, _ = attempt(many, data.batch(indices))
+        if collector.mean_over_examples and not (trial.drew or trial.drew_elsewhere):
+            _check_mean(whole.double().item(), trial.losses, many, collector.whose)
+    if trial.convolutional and not trial.small:
         return "loop"
-    try:
-        if before != after:
-            loss.gradients(batches, randomness="different")
-            return "vmap, randomness different"
-        found, gradients = loss.gradients(batches)
-    except Exception:
-        return "loop"
-    exact = [torch.stack(each) for each in zip(*(each for _, each in expected), strict=True)]
-    pairs = list(zip(gradients, exact, strict=True))
-    error = torch.stack([(g.double() - e.double()).square().sum() for g, e in pairs]).sum()
-    scale = torch.stack([e.double().square().sum() for _, e in pairs]).sum()
-    tolerance = max(torch.finfo(each.dtype).eps for each in gradients)
-    same = torch.allclose(found.double(), losses, rtol=tolerance**0.5, equal_nan=True)
-    # Gradients that are not finite cannot be compared.
-    return "vmap" if same and not error > tolerance * scale else "loop"
+    return trial.method(loss)
 
 
 def _attempt(
-    collector: Examples, loss: FrozenLoss, batch: Any, what: str
+    collector: Examples, loss: FrozenLoss, what: str, batch: Any
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     try:
         return loss.gradient(batch)
@@ -338,16 +286,3 @@ def _check_statistics(model: nn.Module, whose: str) -> None:
                 "has no gradient of its own; put the model into eval mode for the probe with "
                 "Examples(mode='eval')"
             )
-
-
-def _generators() -> tuple[list[bytes], str, str]:
-    """Return the states of torch's generators, of Python's and of NumPy's."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    return [state.numpy().tobytes() for state in states], repr(random.getstate()), _text(numpy)
-
-
-def _text(state: Any) -> str:
-    return f"{state['state']['key'].tobytes()!r} {state['state']['pos']} {state['gauss']}"

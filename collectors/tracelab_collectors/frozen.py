@@ -150,9 +150,15 @@ class FrozenLoss:
     ------
     UsageError
         If the model does not have these parameters any more.
+
+    Attributes
+    ----------
+    roots : tuple
+        Whose code is run: the model and the loss.
     """
 
     def __init__(self, loss: Loss, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        self.roots = (model, loss)
         self._loss = loss
         self._frozen = Frozen(model, loss)
         aliases = self._frozen.aliases

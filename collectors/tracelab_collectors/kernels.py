@@ -93,41 +93,42 @@ def _welford(values: FloatArray, mean: FloatArray, squares: FloatArray, share: f
 
 @_compiled
 def deviations(
-    values: FloatArray,
+    rows: FloatArray,
     centre: FloatArray,
     mean: FloatArray,
     squares: FloatArray,
-    share: float,
+    shares: FloatArray,
     starts: IntArray,
     numels: IntArray,
     out: FloatArray,
 ) -> None:
     """Write each layer's sum of squares, and that of its difference from `centre`, to `out`.
 
-    `out` has the shape (2, layer). An empty `centre` stands for 0. Unless they are empty, `mean`
-    and `squares` take the values as Welford (1962) has it: ``mean += share * (values - mean)``,
-    with a `share` of one over the number of vectors so far, of their floating type.
+    `out` has the shape (2, row, layer). An empty `centre` stands for 0. Unless they are empty,
+    `mean` and `squares` take the rows as Welford (1962) has it: ``mean += share * (row - mean)``,
+    with one share for each row, one over the number of rows so far.
     """
-    for layer in range(numels.size):
-        norm = distance = 0.0
-        end = starts[layer] + numels[layer]
-        for begin in range(starts[layer], end, _STRIP):
-            stop = min(begin + _STRIP, end)
-            mine = values[begin:stop]
-            if centre.size:
-                other = centre[begin:stop]
-                for i in range(mine.size):
-                    value = np.float64(mine[i])
-                    difference = value - np.float64(other[i])
-                    norm += value * value
-                    distance += difference * difference
-            else:
-                for i in range(mine.size):
-                    value = np.float64(mine[i])
-                    norm += value * value
-            if mean.size:
-                _welford(mine, mean[begin:stop], squares[begin:stop], share)
-        out[0, layer], out[1, layer] = norm, distance if centre.size else norm
+    for row in range(rows.shape[0]):
+        for layer in range(numels.size):
+            norm = distance = 0.0
+            end = starts[layer] + numels[layer]
+            for begin in range(starts[layer], end, _STRIP):
+                stop = min(begin + _STRIP, end)
+                mine = rows[row, begin:stop]
+                if centre.size:
+                    other = centre[begin:stop]
+                    for i in range(mine.size):
+                        value = np.float64(mine[i])
+                        difference = value - np.float64(other[i])
+                        norm += value * value
+                        distance += difference * difference
+                else:
+                    for i in range(mine.size):
+                        value = np.float64(mine[i])
+                        norm += value * value
+                if mean.size:
+                    _welford(mine, mean[begin:stop], squares[begin:stop], shares[row])
+            out[0, row, layer], out[1, row, layer] = norm, distance if centre.size else norm
 
 
 @_compiled

@@ -16,13 +16,15 @@ from tracelab_collectors.deviations import Deviations
 from tracelab_collectors.frozen import FrozenLoss, forked_generators
 from tracelab_collectors.full_data import full_gradient
 from tracelab_collectors.indexed import Indexed
-from tracelab_collectors.layout import Layout, copy_into
+from tracelab_collectors.layout import Layout
 from tracelab_collectors.moments import squared_norms
 from tracelab_collectors.scheduled import Scheduled, at_least
+from tracelab_collectors.several import Method, Trial, as_many, fill
 from tracelab_collectors.sketching import Sketcher, sketcher
 
 __all__ = ["NoiseProbe"]
 
+TRIED = 3
 MOMENTS = (None, "layers", "coordinates")
 
 
@@ -74,7 +76,9 @@ class NoiseProbe(Scheduled):
     masks and random augmentation are part of the noise, and of the full-data gradient (one draw
     per piece). Seeds derive from the session's seed and the step. Forward hooks and Python state
     of the user's modules do see the probe's forward passes. Models under ``torch.compile`` or data
-    parallelism are probed without the wrapper.
+    parallelism are probed without the wrapper. Gradients of less than 1e8 operations are computed
+    up to 64 at once by `torch.func.vmap`, where that gives what single backward passes give, tried
+    on three minibatches before training starts. The group's attribute ``method`` says which.
     """
 
     every: InitVar[int | Schedule] = 200
@@ -125,15 +129,21 @@ class NoiseProbe(Scheduled):
         sketches = validate(self.sketch)
         sketch = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
 
-        def measure(block: Block) -> dict[str, Tensor]:
+        def frozen() -> FrozenLoss:
             # The loss is bound anew: a parameter's memory can have moved since the last probe.
             parameters = {name: run.parameters[name] for name in layout.names}
-            frozen = FrozenLoss(loss, run.model, parameters)
-            row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
-            measurement = _Measurement(self, frozen, examples, layout, sketch, row)
+            return FrozenLoss(loss, run.model, parameters)
+
+        with forked_generators(run.seed):
+            method = _method(frozen(), examples, self.batch_size)
+        at_once = 1 if method == "loop" else min(self.batches, as_many(layout, run.dtype))
+
+        def measure(block: Block) -> dict[str, Tensor]:
+            rows = torch.zeros(at_once, layout.size, dtype=run.dtype, device=run.device)
+            measurement = _Measurement(self, frozen(), examples, layout, sketch, method, rows)
             # Consecutive steps and seeds must not share draws: both go through a hash.
             run_seed = int(splitmix64(run.seed, 0, 1)[0])
-            return measurement.rows(int(splitmix64(run_seed, block.steps[0], 1)[0]) >> 1)
+            return measurement.row(int(splitmix64(run_seed, block.steps[0], 1)[0]) >> 1)
 
         return Recording(
             layout,
@@ -143,6 +153,7 @@ class NoiseProbe(Scheduled):
                 "batch_size": self.batch_size,
                 "replacement": self.replacement,
                 "n_data": examples.size,
+                "method": method,
             },
             probe=True,
         )
@@ -157,27 +168,24 @@ class _Measurement:
     examples: Indexed
     layout: Layout
     sketch: Sketcher
-    row: Tensor
-    views: list[Tensor] = field(init=False)
+    method: Method
+    rows: Tensor
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "views", self.layout.views(self.row))
-
-    def rows(self, seed: int) -> dict[str, Tensor]:
+    def row(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
         arrays: dict[str, Tensor] = {}
-        centre = None
+        centre, dtype = None, self.rows.dtype
         with forked_generators(seed):
             if self.probe.full_gradient:
                 full, arrays["mean_loss"] = full_gradient(
                     self.loss,
                     self.examples,
                     self.layout,
-                    self.row,
+                    self.rows[0],
                     piece=self.probe.data_batch_size or 1,
                 )
                 arrays["mean_squared_norm"] = squared_norms(full, self.layout)[0]
-                rounded = full.to(self.row.dtype)
+                rounded = full.to(dtype)
                 for name, values in self.sketch(rounded).items():
                     arrays[f"mean_{name}"] = values[0]
                 centre = rounded[0]
@@ -185,17 +193,18 @@ class _Measurement:
                 self.layout,
                 centre,
                 moments=self.probe.moments is not None,
-                dtype=self.row.dtype,
-                device=self.row.device,
+                dtype=dtype,
+                device=self.rows.device,
             )
             generator = torch.Generator().manual_seed(seed)
-            slots: dict[str, Sequence[Tensor]] = {}
-            for index in range(self.probe.batches):
-                for name, values in self._minibatch(generator, deviations).items():
-                    if index == 0:
-                        arrays[name] = values.new_empty((self.probe.batches, *values.shape))
-                        slots[name] = arrays[name].unbind()
-                    slots[name][index].copy_(values)
+            begin, batches = 0, self.probe.batches
+            while begin < batches:
+                end = min(begin + len(self.rows), batches)
+                for name, values in self._minibatches(end - begin, generator, deviations).items():
+                    if begin == 0:
+                        arrays[name] = values.new_empty((batches, *values.shape[1:]))
+                    arrays[name][begin:end] = values
+                begin = end
         if self.probe.moments is not None:
             arrays |= deviations.summaries()
         if self.probe.moments == "coordinates":
@@ -203,26 +212,36 @@ class _Measurement:
             arrays["variance"] = self._weights(deviations.variance())
         return {name: values.unsqueeze(0) for name, values in arrays.items()}
 
-    def _minibatch(self, generator: torch.Generator, deviations: Deviations) -> dict[str, Tensor]:
-        """Return what is recorded of one minibatch."""
-        size, count = self.examples.size, self.probe.batch_size
-        if self.probe.replacement:
-            indices = torch.randint(size, (count,), generator=generator)
-        else:
-            indices = torch.randperm(size, generator=generator)[:count]
-        loss, gradients = self.loss.gradient(self.examples.batch(indices))
-        found = {name: each[0] for name, each in self.sketch(self._flat(gradients)).items()}
-        found["squared_norm"], distance = deviations.take(self.row)
+    def _minibatches(
+        self, count: int, generator: torch.Generator, deviations: Deviations
+    ) -> dict[str, Tensor]:
+        """Return what is recorded of so many minibatches."""
+        rows = self.rows[:count]
+        batches = [self.examples.batch(self._indices(generator)) for _ in range(count)]
+        losses = fill(rows, self.layout, self.loss, batches, self.method)
+        found = self.sketch(rows)
+        found["squared_norm"], distance = deviations.take(rows)
         if self.probe.full_gradient:
             found["squared_deviation"] = distance
-        found["loss"] = loss.reshape(()).double()
-        return found
+        return found | {"loss": losses.double()}
 
-    def _flat(self, gradients: Sequence[Tensor]) -> Tensor:
-        """Return the gradient in the one buffer that every minibatch uses, shape (1, size)."""
-        copy_into(self.views, gradients)
-        return self.row.unsqueeze(0)
+    def _indices(self, generator: torch.Generator) -> Tensor:
+        size, count = self.examples.size, self.probe.batch_size
+        if self.probe.replacement:
+            return torch.randint(size, (count,), generator=generator)
+        return torch.randperm(size, generator=generator)[:count]
 
     def _weights(self, flat: Tensor) -> Tensor:
         """Return all weights of a flat buffer, layer by layer, without the padding."""
         return torch.cat([view.reshape(-1) for view in self.layout.views(flat)])
+
+
+def _method(loss: FrozenLoss, examples: Indexed, batch_size: int) -> Method:
+    """Return how the gradients of minibatches are computed, after trying it on a few."""
+    indices = torch.arange(TRIED * batch_size).remainder(examples.size).split(batch_size)
+    try:
+        trial = Trial.of(loss, [examples.batch(each) for each in indices])
+    except Exception:
+        # What is wrong is said when the loss is rehearsed, for all probes.
+        return "loop"
+    return trial.method(loss) if trial.small else "loop"

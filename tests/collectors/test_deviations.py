@@ -41,7 +41,7 @@ def test_mean_and_variance(mean: float, dtype: torch.dtype) -> None:
     drawn = vectors(count, dtype, mean)
     deviations = Deviations(LAYOUT, None, moments=True, dtype=dtype, device=CPU)
     for each in drawn:
-        deviations.take(each)
+        deviations.take(each[None])
     exact = np.stack([each.double().numpy() for each in drawn])
     ulp = torch.finfo(dtype).eps
     # Each update rounds the mean by at most one unit of the largest value there was, and the sum
@@ -67,7 +67,7 @@ def test_squared_norms_and_distances(moments: bool, centred: bool, device: bool)
     first, second = vectors(2, torch.float32, 0.0)
     centre = first if centred else None
     deviations = Deviations(LAYOUT, centre, moments=moments, dtype=torch.float32, device=CPU)
-    norm, distance = deviations.take(second)
+    (norm,), (distance,) = deviations.take(second[None])
     there, here = first.double() * centred, second.double()
     for layer, (start, numel) in enumerate(zip(LAYOUT.starts, LAYOUT.numel, strict=False)):
         part = slice(start, start + numel)
@@ -83,6 +83,6 @@ def test_the_variance_of_equal_vectors_is_zero() -> None:
     vector = vectors(1, torch.float32, 1e6)[0]
     deviations = Deviations(LAYOUT, None, moments=True, dtype=torch.float32, device=CPU)
     for _ in range(7):
-        deviations.take(vector)
+        deviations.take(vector[None])
     assert (deviations.variance() == 0).all()
     assert torch.equal(deviations.mean, vector)

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 import tracelab
 from tracelab.errors import IncompleteTraceWarning, UsageError
-from tracelab_collectors import Examples
+from tracelab_collectors import Examples, several
 from tracelab_collectors.attach import attach
 from tracelab_collectors.collector import Run
 from tracelab_collectors.frozen import FrozenLoss
@@ -104,6 +104,13 @@ def unvectorised(monkeypatch) -> None:
         raise RuntimeError("no vmap here")
 
     monkeypatch.setattr(FrozenLoss, "gradients", refuse)
+
+
+@pytest.mark.parametrize(("kind", "method"), [("mlp", "vmap"), ("conv", "loop"), ("tied", "vmap")])
+def test_large_convolutions_are_done_one_by_one(kind, method, path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(several, "SMALL", 0)
+    model, data, loss = problem(kind, torch.float32)
+    assert record(model, data, path, loss, mode="eval").attrs["method"] == method
 
 
 @pytest.mark.parametrize("method", ["vmap", "loop"])
