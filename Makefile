@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Single-threaded BLAS: workers are the parallelism, and results must not depend on it.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow faults proofs readers lint bench docs clean
+.PHONY: demo test test-slow faults gate proofs readers lint bench docs clean
 
 demo: $(STAMP)
 	$(BIN)/tracelab demo --out demo --force
@@ -19,6 +19,9 @@ test-slow: $(STAMP)
 
 faults: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m faults
+
+gate: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m gate
 
 proofs: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m proofs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Hooks", "Listener", "behind_backward"]
+__all__ = ["Hooks", "Listener", "behind_backward", "steps_within_itself"]
 
 
 class Listener(Protocol):
@@ -39,6 +40,7 @@ class Listener(Protocol):
 
 _listeners: dict[int, Listener] = {}
 _tokens = itertools.count()
+_OPTIMIZER = torch.optim.Optimizer.profile_hook_step.__code__.co_filename
 
 if hasattr(os, "register_at_fork"):
     # A child process has no background thread: hooks that it inherited must stay silent.
@@ -111,6 +113,22 @@ def behind_backward(call: Any) -> None:
     """
     engine = Variable._execution_engine
     engine.queue_callback(lambda: engine.queue_callback(call))
+
+
+def steps_within_itself(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the step that a hook tells of was called by another one of the same optimizer.
+
+    A class whose ``step`` calls that of its parent runs the hooks twice, if torch has put hooks
+    around both, which it does when a class is first used. After a step that raised, hooks run again
+    just the same: only the stack tells these apart.
+    """
+    frame, found = inspect.currentframe(), 0
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _OPTIMIZER and frame.f_locals.get("self") is optimizer:
+            found += code.co_name == "wrapper"
+        frame = frame.f_back
+    return found > 1
 
 
 class Hooks:

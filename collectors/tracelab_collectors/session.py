@@ -20,7 +20,7 @@ from tracelab_collectors.agenda import Agenda, Member
 from tracelab_collectors.beginning import Beginning
 from tracelab_collectors.collector import Run
 from tracelab_collectors.handover import STEPS, BudgetSpentError, Handover
-from tracelab_collectors.hooks import Hooks, behind_backward
+from tracelab_collectors.hooks import Hooks, behind_backward, steps_within_itself
 from tracelab_collectors.passes import Passes
 from tracelab_collectors.scaling import calling_scale
 from tracelab_collectors.steps import StepRows, scalar
@@ -90,6 +90,8 @@ class Session:
         self._due = False
         self._entered: set[int] = set()
         self._stepped: set[int] = set()
+        # Steps of a class below that are under way within a step of each optimizer.
+        self._inner = [0] * len(self._subject.optimizers)
         # Their gradient is recorded; a closure may compute others, at other weights.
         self._recorded: set[int] = set()
         self._counted: tuple[int, int] | None = None
@@ -230,7 +232,10 @@ class Session:
             return None
         replaced = None
         try:
-            replaced = self._begin(which, optimizer, args, kwargs)
+            if which in self._entered - self._stepped and steps_within_itself(optimizer):
+                self._go_further(which, optimizer, args, kwargs)
+            else:
+                replaced = self._begin(which, optimizer, args, kwargs)
         except Exception as error:
             self._handover.fail(STEPS, error)
         if self._handover.failures:
@@ -240,6 +245,9 @@ class Session:
     def after_step(self, which: int) -> None:
         """Complete what is recorded of a step, after an optimizer took it."""
         if self._suspended or not self._begun:
+            return
+        if self._inner[which]:
+            self._inner[which] -= 1
             return
         try:
             self._finish(which)
@@ -300,6 +308,7 @@ class Session:
         if not self._begun:
             self._begin_step(optimizer)
         self._entered.add(which)
+        self._inner[which] = 0
         if self._silent:
             return None
         # A fused optimizer under a GradScaler unscales by itself, and skips overflows by itself.
@@ -307,11 +316,19 @@ class Session:
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None:
             self._found_inf.append(found_inf)
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure = _closure(args, kwargs)
         if closure is None:
             self._record(which, optimizer, scale)
             return None
         return self._with_closure(which, optimizer, closure, args, kwargs)
+
+    def _go_further(
+        self, which: int, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> None:
+        """Record the gradient anew: a step of the user's own calls that of the class below."""
+        self._inner[which] += 1
+        if not self._silent and _closure(args, kwargs) is None:
+            self._record(which, optimizer, getattr(optimizer, "grad_scale", None))
 
     def _begin_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Begin a step, with the first optimizer that takes it."""
@@ -465,3 +482,8 @@ class Session:
                 self._error = self._error or error
             elif STEPS not in self._handover.failed:
                 warnings.warn(str(error), IncompleteTraceWarning, stacklevel=4)
+
+
+def _closure(args: Any, kwargs: Any) -> Callable[[], Any] | None:
+    found: Callable[[], Any] | None = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    return found

@@ -315,3 +315,64 @@ def test_passes_of_optimizers_that_step_one_after_the_other(
     assert np.isfinite(gradients).all()
     np.testing.assert_array_equal(group("pre_clip")["full"], gradients)
     np.testing.assert_array_equal(group("micro_batches")["full"][:, 0], gradients)
+
+
+class Halving(torch.optim.SGD):
+    """Changes gradients in a step of its own before it calls that of the class below."""
+
+    fails = False
+
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        if closure is None:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.grad.mul_(0.5)
+        if self.fails:
+            raise ZeroDivisionError
+        return super().step(closure)
+
+
+def test_a_step_that_calls_the_one_below_is_one_step(net, backward, path: Path, group) -> None:
+    """Torch has hooks around both once both classes were used; what the lower one uses counts."""
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    halving = Halving(net.parameters(), lr=0.1)
+    used, before = [], []
+    collectors = [FULL, Statistics(quantities=("gradient", "update")), MicroBatches(batches=1)]
+    with attach(net, halving, path, collectors=collectors):
+        for step in range(5):
+            backward()
+            if step == 2:
+                # A step that raised has had its hooks called before, and none behind it.
+                halving.fails = True
+                with pytest.raises(ZeroDivisionError):
+                    halving.step()
+                halving.fails = False
+                backward()
+            halving.step()
+            before.append(torch.cat([p.grad.flatten() for p in net.parameters()]) * 2)
+            used.append(before[-1] / 2)
+    steps, gradients = group("steps"), group("gradients")
+    assert steps["applied"].values.tolist() == [True, True, False, True, True, True]
+    kept = steps["applied"].values
+    np.testing.assert_array_equal(gradients["full"].values[kept], torch.stack(used))
+    norm = np.sqrt((group("statistics")["update_norm"].values[kept] ** 2).sum(-1))
+    exact = torch.stack(used).double().norm(dim=1) * 0.1
+    np.testing.assert_allclose(norm, exact, rtol=1e-4)
+
+
+def test_a_closure_passed_on_to_the_step_below(net, inputs, path: Path, group) -> None:
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+    halving = Halving(net.parameters(), lr=0.1)
+    used = []
+
+    def closure() -> Tensor:
+        halving.zero_grad()
+        loss = net(inputs).square().mean()
+        loss.backward()
+        used.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+        return loss
+
+    with attach(net, halving, path, collectors=[FULL]):
+        for _ in range(3):
+            halving.step(closure)
+    assert group("steps")["micro_batches"].values.tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(group("gradients")["full"], torch.stack(used))
