@@ -14,10 +14,30 @@ from torch import nn
 import tracelab
 from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
-from tracelab_collectors import Gradients, NoiseProbe, Statistics, Weights
+from tracelab_collectors import (
+    Examples,
+    Gradients,
+    LiveExamples,
+    MicroBatches,
+    NoiseProbe,
+    OptimizerState,
+    Statistics,
+    Weights,
+)
 from tracelab_collectors.attach import attach
 
-GROUPS = ["gradients", "noise", "start", "statistics", "steps", "weights"]
+GROUPS = [
+    "examples",
+    "gradients",
+    "live_examples",
+    "micro_batches",
+    "noise",
+    "optimizer_state",
+    "start",
+    "statistics",
+    "steps",
+    "weights",
+]
 
 
 def collectors():
@@ -25,6 +45,10 @@ def collectors():
         Statistics(),
         Gradients(sketch=(tracelab.Project(4, seed=3), tracelab.Sample(2))),
         NoiseProbe(every=7, batches=3, batch_size=4),
+        Examples(every=9, examples=5),
+        LiveExamples(every=5),
+        MicroBatches(every=4),
+        OptimizerState(every=3),
         Weights(every=30, sketch=tracelab.Full()),
     ]
 
