@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from tracelab.stats import normality as normality
     from tracelab.stats import resampling as resampling
     from tracelab.stats import stable as stable
+    from tracelab.stats import tails as tails
 
-__all__ = ["combination", "mohammadi", "normality", "resampling", "stable"]
+__all__ = ["combination", "mohammadi", "normality", "resampling", "stable", "tails"]
 
 
 def __getattr__(name: str) -> ModuleType:
