@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracelab.stats import combination as combination
+    from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
     from tracelab.stats import normality as normality
     from tracelab.stats import resampling as resampling
     from tracelab.stats import stable as stable
     from tracelab.stats import tails as tails
 
-__all__ = ["combination", "mohammadi", "normality", "resampling", "stable", "tails"]
+__all__ = ["combination", "models", "mohammadi", "normality", "resampling", "stable", "tails"]
 
 
 def __getattr__(name: str) -> ModuleType:
