@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracelab.stats import bootstrap as bootstrap
     from tracelab.stats import combination as combination
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from tracelab.stats import stable as stable
     from tracelab.stats import tails as tails
 
-__all__ = ["combination", "models", "mohammadi", "normality", "resampling", "stable", "tails"]
+__all__ = [
+    "bootstrap",
+    "combination",
+    "models",
+    "mohammadi",
+    "normality",
+    "resampling",
+    "stable",
+    "tails",
+]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -20,6 +20,7 @@ from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats import _generalized_normal, _shape_climb, stable
+from tracelab.stats._samples import as_rows
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
 __all__ = [
@@ -168,7 +169,8 @@ def fit(x: npt.ArrayLike, families: Sequence[str] | None = None, axis: int = -1)
     chosen = list(FAMILIES) if families is None else list(families)
     for name in chosen:
         _known(name)
-    rows, lead = _rows(x, axis)
+    rows, lead = as_rows(x, axis)
+    rows = rows.astype(np.float64)
     n = rows.shape[1]
     ordered = np.sort(rows, axis=-1)
     status = np.full(len(rows), Status.OK, dtype=np.uint8)
@@ -292,7 +294,8 @@ def vuong(
     Vuong, "Likelihood ratio tests for model selection and non-nested hypotheses", Econometrica 57
     (1989), theorem 5.1, equation 5.9.
     """
-    rows, lead = _rows(x, axis)
+    rows, lead = as_rows(x, axis)
+    rows = rows.astype(np.float64)
     n = rows.shape[1]
     for each in (first, second):
         if each.loglik.shape != lead or each.n_samples != n:
@@ -396,7 +399,8 @@ def goodness_of_fit(
     own = _known(family)
     if n_boot < 19:
         raise UsageError(f"n_boot must be at least 19, for a p-value of .05, got {n_boot}")
-    rows, lead = _rows(x, axis)
+    rows, lead = as_rows(x, axis)
+    rows = rows.astype(np.float64)
     n = rows.shape[1]
     given = np.asarray(seed)
     if given.dtype.kind not in "iu" or given.shape not in ((), lead):
@@ -451,22 +455,6 @@ def _known(family: str) -> _Family:
     if family not in FAMILIES:
         raise UsageError(f"there is no law {family!r}; choose from {', '.join(FAMILIES)}")
     return FAMILIES[family]
-
-
-def _rows(x: npt.ArrayLike, axis: int) -> tuple[FloatArray, tuple[int, ...]]:
-    values = np.asarray(x)
-    if values.dtype.kind not in "fiu":
-        raise UsageError(
-            f"samples must be real numbers, got dtype {values.dtype}; convert them to float64"
-        )
-    if not -values.ndim <= axis < values.ndim:
-        raise UsageError(
-            f"axis {axis} is not an axis of samples with shape {values.shape}; "
-            f"choose one of its {values.ndim} axes"
-        )
-    moved = np.moveaxis(values, axis, -1).astype(np.float64)
-    lead = moved.shape[:-1]
-    return moved.reshape(math.prod(lead), moved.shape[-1]), lead
 
 
 def _middle(ordered: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._samples import as_rows
 from tracelab.stats._tail_rows import (
     distances,
     exceedances,
@@ -415,19 +416,8 @@ class _Tails:
         """Return the samples along an axis, checked."""
         if side not in get_args(Side):
             raise UsageError(f"side must be 'both', 'upper' or 'lower', got {side!r}")
-        given = np.asarray(x)
-        if given.dtype.kind not in "fiu":
-            raise UsageError(
-                f"samples must be real numbers, got dtype {given.dtype}; convert them to float64"
-            )
-        if not -given.ndim <= axis < given.ndim:
-            raise UsageError(
-                f"axis {axis} is not an axis of samples with shape {given.shape}; "
-                f"choose one of its {given.ndim} axes"
-            )
-        moved = np.moveaxis(given, axis, -1).astype(np.float64)
-        lead, n = moved.shape[:-1], moved.shape[-1]
-        rows = moved.reshape(math.prod(lead), n)
+        given, lead = as_rows(x, axis)
+        rows, n = given.astype(np.float64), given.shape[1]
         seen = {"both": np.abs, "upper": np.positive, "lower": np.negative}[side](rows)
         values = np.ascontiguousarray(np.sort(seen, axis=-1)[:, ::-1])
         if n == 0:

@@ -132,6 +132,7 @@ def test_hills_interval_is_exact_for_a_pareto_tail() -> None:
     np.testing.assert_allclose(found.alpha * found.xi, 1, rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_threshold_is_the_closest_of_all() -> None:
     """A Pareto tail glued to a uniform body: the least distance, by a plain search."""
     rng = np.random.default_rng(4)
