@@ -25,6 +25,7 @@ from benchmarks._networks import WORKLOADS, Workload, loss
 from tracelab_collectors import Gradients, NoiseProbe, Statistics
 from tracelab_collectors.attach import attach
 from tracelab_collectors.collector import Collector
+from tracelab_collectors.presets import chosen
 from tracelab_collectors.session import Session
 
 HOOKS = ("before_step", "after_step", "arriving", "accumulated", "passed")
@@ -44,6 +45,10 @@ def _coordinates(layers: int) -> tracelab.Sample:
     return tracelab.Sample(10_000 // layers)
 
 
+def _preset(name: str) -> Sequence[Collector]:
+    return chosen(name, probes=False)
+
+
 CONFIGURATIONS = (
     Recorded("attached, nothing due", lambda _: [Gradients(steps=[10**9])]),
     Recorded("statistics", lambda _: [Statistics()]),
@@ -53,18 +58,14 @@ CONFIGURATIONS = (
         "statistics + 4,099 + 1e4 coordinates",
         lambda n: [Statistics(), Gradients(sketch=(tracelab.Project(4099), _coordinates(n)))],
     ),
-    Recorded("preset standard", lambda _: tracelab_preset("standard")),
+    Recorded("preset light", lambda _: _preset("light"), 10),
+    Recorded("preset standard", lambda _: _preset("standard")),
+    Recorded("preset full, without its probes", lambda _: _preset("full"), 10),
     Recorded(
         "histogram every 10", lambda _: [Gradients(every=10, sketch=tracelab.Histogram())], 10
     ),
     Recorded("full gradient every 10", lambda _: [Gradients(every=10, sketch=tracelab.Full())], 10),
 )
-
-
-def tracelab_preset(name: str) -> Sequence[Collector]:
-    from tracelab_collectors.presets import chosen
-
-    return chosen(name, probes=False)
 
 
 Trained = tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracelab.stats import bootstrap as bootstrap
+    from tracelab.stats import characteristic as characteristic
     from tracelab.stats import combination as combination
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "bootstrap",
+    "characteristic",
     "combination",
     "models",
     "mohammadi",
