@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tracelab.stats import bootstrap as bootstrap
     from tracelab.stats import characteristic as characteristic
     from tracelab.stats import combination as combination
+    from tracelab.stats import dependence as dependence
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
     from tracelab.stats import normality as normality
@@ -21,6 +22,7 @@ __all__ = [
     "bootstrap",
     "characteristic",
     "combination",
+    "dependence",
     "models",
     "mohammadi",
     "normality",
