@@ -5,7 +5,7 @@ An installation does this as its last step, so that the first analysis need not.
 
 import numpy as np
 
-from tracelab.stats import mohammadi, normality, resampling, stable
+from tracelab.stats import dependence, models, mohammadi, normality, resampling, stable, tails
 
 rng = np.random.default_rng(0)
 x = stable.rvs(1.7, size=(64, 4), rng=rng)
@@ -19,3 +19,9 @@ for scales in ("each", "shared"):
 stable.ppf(stable.cdf(x[:, 0], 1.7), 1.7)
 mohammadi.mohammadi(x, axis=0)
 resampling.gaussian_control(x, rng)
+models.fit(x, axis=0)
+tails.pot(x, axis=0)
+for name in ("hill", "moment", "pickands"):
+    tails.stability(x, name, axis=0)
+tails.threshold(x, axis=0)
+dependence.dependence(x, axis=0)
