@@ -150,6 +150,25 @@ def test_the_threshold_is_the_closest_of_all() -> None:
     assert (tails.hill(x).k == tails.threshold(x)).all()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_thresholds_are_those_of_the_powerlaw_package() -> None:
+    """It counts the value at the threshold to the tail; a value more or less, and so its index."""
+    import powerlaw
+
+    rng = np.random.default_rng(11)
+    for x in (rng.pareto(1.5, 1000) + 1, np.abs(rng.standard_t(1.2, 1000))):
+        theirs = powerlaw.Fit(x, verbose=False)
+        k = int(tails.threshold(x, candidates=1000))
+        ordered = np.sort(x)[::-1]
+        own = int((x >= theirs.xmin).sum())
+        assert abs(own - k) <= max(2, 0.02 * k)
+        alike = tails.hill(x, own - 1)
+        assert ordered[own - 1] == theirs.xmin == alike.threshold
+        # Hill's estimate of k values, and theirs of k + 1 with one of logarithm 0.
+        np.testing.assert_allclose(alike.xi * (own - 1) / own, 1 / (theirs.alpha - 1), rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 def test_stability_is_the_estimate_at_every_threshold(name: str) -> None:
     x = np.random.default_rng(5).standard_t(3, (2, 3, 400))
