@@ -10,7 +10,7 @@ from statistics import median
 
 import numpy as np
 import scipy.stats
-from statsmodels.stats.diagnostic import normal_ad
+from statsmodels.stats.diagnostic import lilliefors, normal_ad
 
 from tracelab.stats import normality
 
@@ -42,22 +42,33 @@ def scipy_shapiro(x: np.ndarray) -> None:
         scipy.stats.shapiro(row)
 
 
+def statsmodels_lilliefors(x: np.ndarray) -> None:
+    for row in x:
+        lilliefors(row)
+
+
 def rows() -> list[dict[str, object]]:
     table = []
     for n_rows, n in SHAPES:
         x = np.random.default_rng(0).standard_normal((n_rows, n))
         single = x.astype(np.float32)
         ours: dict[str, Callable[[], object]] = {
-            "anderson": lambda x=x: normality.anderson(x),
-            "anderson, float32": lambda x=single: normality.anderson(x),
+            name: lambda x=x, name=name: normality.battery(x, (name,)) for name in normality.TESTS
         }
+        ours["anderson, float32"] = lambda x=single: normality.anderson(x)
+        ours["dagostino and jarque_bera"] = lambda x=x: normality.battery(
+            x, ("dagostino", "jarque_bera")
+        )
+        ours["anderson and shapiro, one sort"] = lambda x=x: normality.battery(x)
+        ours["all seven, one sort"] = lambda x=x: normality.battery(x, normality.TESTS)
         peers: dict[str, Callable[[], object]] = {
             "statsmodels normal_ad, axis=": lambda x=x: normal_ad(x, axis=1),
             "scipy anderson, loop": lambda x=x: scipy_anderson(x),
+            "statsmodels lilliefors, loop": lambda x=x: statsmodels_lilliefors(x),
+            "scipy normaltest, axis=": lambda x=x: scipy.stats.normaltest(x, axis=1),
+            "scipy jarque_bera, axis=": lambda x=x: scipy.stats.jarque_bera(x, axis=1),
         }
         if n <= 5000:
-            ours["shapiro"] = lambda x=x: normality.shapiro(x)
-            ours["both, one sort"] = lambda x=x: normality.battery(x)
             peers["scipy shapiro, axis="] = lambda x=x: scipy.stats.shapiro(x, axis=1)
             peers["scipy shapiro, loop"] = lambda x=x: scipy_shapiro(x)
         for tasks, rounds in ((ours, ROUNDS), (peers, PEER_ROUNDS)):

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tracelab.stats import dependence as dependence
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
+    from tracelab.stats import multiple_testing as multiple_testing
+    from tracelab.stats import multivariate as multivariate
     from tracelab.stats import normality as normality
     from tracelab.stats import resampling as resampling
     from tracelab.stats import stable as stable
@@ -25,6 +27,8 @@ __all__ = [
     "dependence",
     "models",
     "mohammadi",
+    "multiple_testing",
+    "multivariate",
     "normality",
     "resampling",
     "stable",

@@ -5,12 +5,24 @@ An installation does this as its last step, so that the first analysis need not.
 
 import numpy as np
 
-from tracelab.stats import dependence, models, mohammadi, normality, resampling, stable, tails
+from tracelab.stats import (
+    dependence,
+    models,
+    mohammadi,
+    multivariate,
+    normality,
+    resampling,
+    stable,
+    tails,
+)
 
 rng = np.random.default_rng(0)
 x = stable.rvs(1.7, size=(64, 4), rng=rng)
 for values in (x, x.astype(np.float32)):
-    normality.battery(values, axis=0)
+    normality.battery(values, normality.TESTS, axis=0)
+multivariate.mardia(x, "published")
+multivariate.henze_zirkler(x, "published")
+multivariate.energy(x, replicates=19)
 fits = stable.fit(x, axis=0)
 stable.goodness_of_fit(x, fits.alpha, fits.loc, fits.scale, axis=0)
 for scales in ("each", "shared"):

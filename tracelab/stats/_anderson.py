@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -13,13 +14,17 @@ from tracelab.typing import Array, FloatArray
 __all__ = ["anderson_rows"]
 
 
-def anderson_rows(z: FloatArray, status: Array, statistic: FloatArray, pvalue: FloatArray) -> None:
+def anderson_rows(
+    z: FloatArray, n: int, status: Array, statistic: FloatArray, pvalue: FloatArray
+) -> None:
     """Fill `statistic` and `pvalue` of the rows whose status is ``OK``.
 
     Parameters
     ----------
     z : ndarray, shape (row, n)
         Sorted, standardised rows.
+    n : int
+        Sample size.
     status : ndarray of uint8, shape (row,)
         Rows other than ``OK`` are left as they are.
     statistic, pvalue : ndarray, shape (row,)
@@ -27,10 +32,15 @@ def anderson_rows(z: FloatArray, status: Array, statistic: FloatArray, pvalue: F
     """
     # A^2 = -n - sum (2i - 1) [log Phi(z_i) + log Phi(-z_{n+1-i})] / n. Gathered by z_i, its term
     # is 1 + E(z_i) + (2i - 1 - n) O(z_i) / n: nothing of order n is left to cancel.
-    n = z.shape[1]
-    log_cdf_sums(z, status, np.arange(1 - n, n, 2) / n, statistic)
+    log_cdf_sums(z, status, _weights(n), statistic)
     np.negative(statistic, out=statistic)
     _fill_pvalues(status, statistic, n, pvalue)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights(n: int) -> FloatArray:
+    """Return (2i - 1 - n) / n for i = 1 to n."""
+    return np.arange(1 - n, n, 2) / n
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

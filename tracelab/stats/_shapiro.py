@@ -1,38 +1,56 @@
-"""Shapiro and Wilk's W in Royston's approximation, algorithm AS R94."""
+"""Shapiro and Wilk's W in Royston's approximation, algorithm AS R94.
+
+Its p-value is Royston's up to 5,000 samples, from a simulated null distribution above.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
-from statistics import NormalDist
 
 import numpy as np
 from numba import njit
+from scipy import special
 
+from tracelab.stats._normality_null import pvalues
 from tracelab.typing import Array, FloatArray
 
-__all__ = ["shapiro_rows", "shapiro_weights"]
+__all__ = ["ROYSTON_MAXIMUM", "complement_rows", "shapiro_rows", "shapiro_weights"]
+
+# Sample sizes that Royston fitted the null distribution to; above, its size falls to zero.
+ROYSTON_MAXIMUM = 5000
 
 _SQRT_HALF = math.sqrt(0.5)
 
 
-def shapiro_rows(z: FloatArray, status: Array, statistic: FloatArray, pvalue: FloatArray) -> None:
+def shapiro_rows(
+    z: FloatArray, n: int, status: Array, statistic: FloatArray, pvalue: FloatArray
+) -> None:
     """Fill `statistic` and `pvalue` of the rows whose status is ``OK``.
 
     Parameters
     ----------
     z : ndarray, shape (row, n)
-        Sorted, standardised rows; 3 <= n <= 5000.
+        Sorted, standardised rows.
+    n : int
+        Sample size, 3 to 1,000,000.
     status : ndarray of uint8, shape (row,)
         Rows other than ``OK`` are left as they are.
     statistic, pvalue : ndarray, shape (row,)
         Output.
     """
-    n = z.shape[1]
-    _shapiro(z, status, shapiro_weights(n), *_null(n), statistic, pvalue)
+    complement = np.empty(status.size)
+    complement_rows(z, status, shapiro_weights(n), complement)
+    ok = status == 0
+    statistic[ok] = 1.0 - complement[ok]
+    if n <= ROYSTON_MAXIMUM:
+        _fill_pvalues(complement, n, status, *_null(n), pvalue)
+    else:
+        pvalue[ok] = pvalues("shapiro", n, complement[ok])
 
 
-@functools.lru_cache(maxsize=32)
+# Eight of the longest hold 64 MB.
+@functools.lru_cache(maxsize=8)
 def shapiro_weights(n: int) -> FloatArray:
     """Return the antisymmetric unit vector a of W = (sum a_i x_(i))^2 / sum (x_i - mean)^2.
 
@@ -52,9 +70,8 @@ def shapiro_weights(n: int) -> FloatArray:
     Computing 2, 117-119 (1992), section 2.
     """
     half = n // 2
-    inverse = NormalDist().inv_cdf
     # Blom's scores of the upper half, largest first.
-    m = -np.array([inverse((i + 0.625) / (n + 0.25)) for i in range(half)])
+    m = -special.ndtri((np.arange(half) + 0.625) / (n + 0.25))
     norm = math.sqrt(2.0 * math.fsum(m * m))
     u = 1.0 / math.sqrt(n)
     if n == 3:
@@ -104,21 +121,23 @@ def _null(n: int) -> tuple[float, float, float]:
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
-def _shapiro(
-    z: FloatArray,
-    status: Array,
-    weights: FloatArray,
-    gamma: float,
-    mean: float,
-    sd: float,
-    statistic: FloatArray,
-    pvalue: FloatArray,
-) -> None:
+def complement_rows(z: FloatArray, status: Array, weights: FloatArray, out: FloatArray) -> None:
+    """Fill `out` with 1 - W of the rows whose status is ``OK``.
+
+    Parameters
+    ----------
+    z : ndarray, shape (row, n)
+        Sorted, standardised rows.
+    status : ndarray of uint8, shape (row,)
+        Rows other than ``OK`` are left as they are.
+    weights : ndarray, shape (n,)
+        From `shapiro_weights`.
+    out : ndarray, shape (row,)
+        Output.
+    """
     for r in range(z.shape[0]):
         if status[r] == 0:
-            complement = _one_minus_w(z[r], weights)
-            statistic[r] = 1.0 - complement
-            pvalue[r] = _pvalue(complement, z.shape[1], gamma, mean, sd)
+            out[r] = _one_minus_w(z[r], weights)
 
 
 @njit(inline="always")
@@ -134,6 +153,21 @@ def _one_minus_w(z: FloatArray, weights: FloatArray) -> float:
     for i in range(z.size):
         residual += (z[i] - slope * weights[i]) ** 2
     return residual / squares
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fill_pvalues(
+    complement: FloatArray,
+    n: int,
+    status: Array,
+    gamma: float,
+    mean: float,
+    sd: float,
+    pvalue: FloatArray,
+) -> None:
+    for r in range(status.size):
+        if status[r] == 0:
+            pvalue[r] = _pvalue(complement[r], n, gamma, mean, sd)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
