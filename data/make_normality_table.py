@@ -8,7 +8,7 @@ points of all sizes it makes the table:
 - The logarithm of each point is a polynomial in 1 / sqrt(n) from 20 samples on, fitted to all
   sizes; chi-square points are its limits for Jarque-Bera and D'Agostino. Below 20 samples, where
   every size was simulated, points are taken as they are.
-- log(1 - W) of Shapiro and Wilk above 5,000 samples is mean + sd * point, each smooth in log n.
+- log(1 - W) of Shapiro and Wilk from 1,000 samples on is mean + sd * point, each smooth in log n.
 
 The Monte-Carlo error of a probability p of R series is sqrt(p (1 - p) / R); the fit pools sizes,
 which makes it smaller still. It prints the largest differences between points and fit, in such
@@ -168,8 +168,7 @@ def main():
         )
         error = np.sqrt(0.05 * 0.95 / SERIES[n])
         print(f"n {n}: size of published 5 % tests {sizes}, +- {error:.4f}", flush=True)
-    kept = [name for name in TESTS if _battery._TESTS[name].null != "published"]
-    table = {name: smooth(name, parts) for name in kept}
+    table = {name: smooth(name, parts) for name in DEGREE}
     log_n, shapiro = smooth_shapiro(parts)
     for name, points in (*table.items(), ("shapiro", shapiro)):
         if not (np.diff(points) > 0).all():

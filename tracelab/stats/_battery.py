@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
@@ -18,7 +19,7 @@ from tracelab.stats._moments import dagostino_rows, jarque_bera_rows, moment_row
 from tracelab.stats._normality_null import pvalues
 from tracelab.stats._ordered import standardize
 from tracelab.stats._probability import probability_rows
-from tracelab.stats._shapiro import shapiro_rows
+from tracelab.stats._shapiro import ROYSTON_MAXIMUM, shapiro_rows
 from tracelab.typing import Array, FloatArray, Status
 
 __all__ = ["TESTS", "NormalityResult", "PValue", "battery", "statistics"]
@@ -54,25 +55,36 @@ class NormalityResult:
 class _Test:
     """A test: what its kernel reads, the sample sizes it is valid for, where its p-value is from.
 
-    The kernel fills statistics and published p-values; `null` says that a simulated null
-    distribution is there, and whether it is the only one.
+    The kernel fills statistics and published p-values.
     """
 
     fill: Callable[[FloatArray, int, Array, FloatArray, FloatArray], None]
     reads: Literal["sorted", "probability", "moments"]
     minimum: int
     maximum: int | None = None
-    null: Literal["published", "either", "simulated"] = "published"
+    # The largest sample size of a published p-value; none was published where it is 0.
+    published: float = math.inf
+    # The largest one at which that has its size; above, a null distribution was simulated.
+    sized: float = 0
+    rejects: Literal["large", "small"] = "large"
 
 
 _TESTS = {
-    "anderson": _Test(anderson_rows, "sorted", minimum=8),
-    "shapiro": _Test(shapiro_rows, "sorted", minimum=3, maximum=1_000_000),
-    "cramer_von_mises": _Test(cramer_rows, "probability", minimum=8),
-    "lilliefors": _Test(lilliefors_rows, "probability", minimum=5, null="either"),
-    "dagostino": _Test(dagostino_rows, "moments", minimum=8, null="either"),
-    "jarque_bera": _Test(jarque_bera_rows, "moments", minimum=8, null="either"),
-    "epps_pulley": _Test(epps_pulley_rows, "sorted", minimum=8, null="simulated"),
+    "anderson": _Test(anderson_rows, "sorted", minimum=8, sized=math.inf),
+    "shapiro": _Test(
+        shapiro_rows,
+        "sorted",
+        minimum=3,
+        maximum=1_000_000,
+        published=ROYSTON_MAXIMUM,
+        sized=3000,
+        rejects="small",
+    ),
+    "cramer_von_mises": _Test(cramer_rows, "probability", minimum=8, sized=math.inf),
+    "lilliefors": _Test(lilliefors_rows, "probability", minimum=5),
+    "dagostino": _Test(dagostino_rows, "moments", minimum=8),
+    "jarque_bera": _Test(jarque_bera_rows, "moments", minimum=8),
+    "epps_pulley": _Test(epps_pulley_rows, "sorted", minimum=8, published=0),
 }
 
 # The names that `battery` takes.
@@ -126,16 +138,15 @@ def battery(
     rows, shape = _as_rows(x, axis)
     n = rows.shape[1]
     for name in names:
-        _check(name, n)
+        _check(name, n, pvalue)
     valid = [name for name in names if n >= _TESTS[name].minimum]
     statistic, found, status = statistics(rows, valid)
     ok = status == Status.OK
     for name in valid:
-        if _TESTS[name].null == "simulated" or (_TESTS[name].null, pvalue) == (
-            "either",
-            "simulated",
-        ):
-            found[name][ok] = pvalues(name, n, statistic[name][ok])
+        test = _TESTS[name]
+        if n > test.sized and (pvalue == "simulated" or not test.published):
+            value = statistic[name][ok]
+            found[name][ok] = pvalues(name, n, value if test.rejects == "large" else 1.0 - value)
     nothing = np.full(shape, np.nan)
     too_few = np.full(shape, Status.TOO_FEW_SAMPLES, dtype=np.uint8)
     return {
@@ -211,12 +222,17 @@ def _as_rows(x: npt.ArrayLike, axis: int) -> tuple[Array, tuple[int, ...]]:
     return moved.reshape(int(np.prod(shape)), moved.shape[-1]), shape
 
 
-def _check(name: str, n: int) -> None:
+def _check(name: str, n: int, pvalue: PValue) -> None:
     if name not in _TESTS:
         raise UsageError(f"there is no test of normality {name!r}; choose from {', '.join(_TESTS)}")
-    maximum = _TESTS[name].maximum
-    if maximum is not None and n > maximum:
+    test = _TESTS[name]
+    if test.maximum is not None and n > test.maximum:
         raise UsageError(
-            f"the {name} test is valid up to {maximum} samples, got {n}; "
-            f"use anderson, or test a random subsample of at most {maximum}"
+            f"the {name} test is valid up to {test.maximum} samples, got {n}; "
+            f"use anderson, or test a random subsample of at most {test.maximum}"
+        )
+    if pvalue == "published" and 0 < test.published < n:
+        raise UsageError(
+            f"p-values of the {name} test were published up to {test.published} samples, got {n}; "
+            "use pvalue='simulated'"
         )

@@ -1,7 +1,4 @@
-"""Shapiro and Wilk's W in Royston's approximation, algorithm AS R94.
-
-Its p-value is Royston's up to 5,000 samples, from a simulated null distribution above.
-"""
+"""Shapiro and Wilk's W in Royston's approximation, algorithm AS R94."""
 
 from __future__ import annotations
 
@@ -12,12 +9,11 @@ import numpy as np
 from numba import njit
 from scipy import special
 
-from tracelab.stats._normality_null import pvalues
 from tracelab.typing import Array, FloatArray
 
 __all__ = ["ROYSTON_MAXIMUM", "complement_rows", "shapiro_rows", "shapiro_weights"]
 
-# Sample sizes that Royston fitted the null distribution to; above, its size falls to zero.
+# The largest sample size that Royston fitted the null distribution to.
 ROYSTON_MAXIMUM = 5000
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -37,7 +33,7 @@ def shapiro_rows(
     status : ndarray of uint8, shape (row,)
         Rows other than ``OK`` are left as they are.
     statistic, pvalue : ndarray, shape (row,)
-        Output.
+        Output; p-values are left as they are above 5,000 samples.
     """
     complement = np.empty(status.size)
     complement_rows(z, status, shapiro_weights(n), complement)
@@ -45,8 +41,6 @@ def shapiro_rows(
     statistic[ok] = 1.0 - complement[ok]
     if n <= ROYSTON_MAXIMUM:
         _fill_pvalues(complement, n, status, *_null(n), pvalue)
-    else:
-        pvalue[ok] = pvalues("shapiro", n, complement[ok])
 
 
 # Eight of the longest hold 64 MB.

@@ -152,6 +152,25 @@ def test_published_moments_of_henze_and_zirkler_are_those_of_the_null():
         assert statistic.var() == pytest.approx(variance, rel=4 * math.sqrt(11 / repeats) + 0.08)
 
 
+@pytest.mark.parametrize(("n", "d"), [(12, 2), (30, 4)])
+def test_published_laws_of_mardia_have_the_mean_of_the_statistics(n, d):
+    repeats = 20_000
+    x = np.random.default_rng((11, n, d)).standard_normal((repeats, n, d))
+    found = multivariate.mardia(x, "published")
+    freedom = d * (d + 1) * (d + 2) / 6
+    # What the correction for small n is for (Mardia 1974): a chi-square of the right mean.
+    corrected = scipy.stats.chi2.isf(found.skewness.pvalue, freedom)
+    error = corrected.std() / math.sqrt(repeats)
+    assert abs(corrected.mean() - freedom) < 4 * error
+    # The statistics keep their sign, p-values their distance from the mean.
+    score = scipy.stats.norm.isf(found.kurtosis.pvalue / 2)
+    statistic = found.kurtosis.statistic
+    centre = statistic - np.where(statistic > statistic.mean(), score, -score)
+    assert np.median(centre) == pytest.approx(
+        statistic.mean(), abs=4 * statistic.std() / math.sqrt(repeats)
+    )
+
+
 @pytest.mark.parametrize("function", ALL)
 @pytest.mark.parametrize(("n", "d"), [(20, 2), (60, 5)])
 def test_the_simulated_test_has_its_size(function, n, d):
