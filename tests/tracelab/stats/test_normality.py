@@ -349,6 +349,23 @@ def test_moment_tests_have_a_chi_square_limit():
         np.testing.assert_allclose(got, np.exp(-0.5 * statistic), rtol=2e-3)
 
 
+def test_epps_pulley_has_the_limit_of_its_covariance():
+    # The integral operator at 251 equal steps, not at the test's 24 nodes.
+    t = np.linspace(-8, 8, 251)
+    weight = scipy.stats.norm.pdf(t) * (t[1] - t[0])
+    s, u = np.meshgrid(t, t)
+    kernel = np.exp(-((s - u) ** 2) / 2)
+    kernel -= (1 + s * u + (s * u) ** 2 / 2) * np.exp(-(s**2 + u**2) / 2)
+    eigenvalues = np.linalg.eigvalsh(np.sqrt(weight)[:, None] * kernel * np.sqrt(weight))[-30:]
+    # The mean of the limit: the integral of the variance, in closed form.
+    assert eigenvalues.sum() == pytest.approx(1 - 3**-0.5 * (1 + 1 / 3 + 1 / 6), rel=1e-6)
+    drawn = np.random.default_rng(22).chisquare(1, (400_000, 30)) @ eigenvalues
+    for level in (0.5, 0.1, 0.05, 0.01):
+        got = pvalues("epps_pulley", 10**12, np.quantile(drawn, [1 - level]))[0]
+        # Four binomial deviations, of these draws and of ten times as many in the table.
+        assert abs(got - level) < 4 * math.sqrt(1.1 * level * (1 - level) / 400_000)
+
+
 @pytest.mark.parametrize("n", [20, 40, 100])
 def test_lilliefors_agrees_with_the_table_of_statsmodels(n):
     # Sizes of its table: nothing is interpolated in n, as it would be above 100.
