@@ -7,6 +7,7 @@ levels and sample sizes.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from importlib.resources import files
 
 import numpy as np
@@ -26,8 +27,8 @@ def _table() -> dict[str, FloatArray]:
 
 
 @functools.lru_cache(maxsize=256)
-def _points(name: str, n: int) -> tuple[FloatArray, FloatArray]:
-    """Return the logarithms of upper-tail points, rising, and the logits of their levels."""
+def _logit(name: str, n: int) -> tuple[Callable[[FloatArray], FloatArray], float, float]:
+    """Return the logit of p by the logarithm of the statistic, and the range of the latter."""
     # Takes half a second that only those who need it should wait for.
     from scipy.interpolate import PchipInterpolator
 
@@ -40,7 +41,8 @@ def _points(name: str, n: int) -> tuple[FloatArray, FloatArray]:
         # What has a limit, and is tabulated, is sqrt(n) D.
         points = points - 0.5 * np.log(n)
     level = stored["level"]
-    return points, np.log(level) - np.log1p(-level)
+    curve = PchipInterpolator(points, np.log(level) - np.log1p(-level))
+    return curve, float(points[0]), float(points[-1])
 
 
 def pvalues(name: str, n: int, statistic: FloatArray) -> FloatArray:
@@ -64,9 +66,7 @@ def pvalues(name: str, n: int, statistic: FloatArray) -> FloatArray:
         Between the smallest level of the table, an upper bound of what is smaller, and 1, an
         upper bound of what exceeds the largest.
     """
-    from scipy.interpolate import PchipInterpolator
-
-    points, logit = _points(name, n)
+    logit, first, last = _logit(name, n)
     y = np.log(np.maximum(statistic, np.finfo(np.float64).tiny))
-    p = 1.0 / (1.0 + np.exp(-PchipInterpolator(points, logit)(np.clip(y, points[0], points[-1]))))
-    return np.where(y < points[0], 1.0, p)
+    p = 1.0 / (1.0 + np.exp(-logit(np.clip(y, first, last))))
+    return np.where(y < first, 1.0, p)
