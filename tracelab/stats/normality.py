@@ -209,7 +209,7 @@ def dagostino(x: npt.ArrayLike, axis: int = -1, pvalue: PValue = "simulated") ->
     .. math:: K^2 = Z(\sqrt{b_1})^2 + Z(b_2)^2
 
     with D'Agostino's normal approximation of the skewness and that of Anscombe and Glynn of the
-    kurtosis. It needs no sort.
+    kurtosis. It needs no sort; the order of samples changes no more than its last digits.
 
     Parameters
     ----------
@@ -253,7 +253,8 @@ def jarque_bera(x: npt.ArrayLike, axis: int = -1, pvalue: PValue = "simulated") 
     .. math:: JB = \frac n6 \Big(b_1 + \frac{(b_2 - 3)^2}4\Big), \quad
         b_1 = m_3^2 / m_2^3, \quad b_2 = m_4 / m_2^2
 
-    with central moments of divisor n. It needs no sort.
+    with central moments of divisor n. It needs no sort; the order of samples changes no more than
+    its last digits.
 
     Parameters
     ----------
