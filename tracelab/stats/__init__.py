@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracelab.stats import characteristic as characteristic
     from tracelab.stats import combination as combination
     from tracelab.stats import dependence as dependence
+    from tracelab.stats import histograms as histograms
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
     from tracelab.stats import multiple_testing as multiple_testing
@@ -25,6 +26,7 @@ __all__ = [
     "characteristic",
     "combination",
     "dependence",
+    "histograms",
     "models",
     "mohammadi",
     "multiple_testing",

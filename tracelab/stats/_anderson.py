@@ -11,7 +11,7 @@ from numba import njit
 from tracelab.stats._gaussian import log_cdf_sums
 from tracelab.typing import Array, FloatArray
 
-__all__ = ["anderson_rows"]
+__all__ = ["anderson_pvalue", "anderson_rows"]
 
 
 def anderson_rows(
@@ -47,11 +47,12 @@ def _weights(n: int) -> FloatArray:
 def _fill_pvalues(status: Array, statistic: FloatArray, n: int, pvalue: FloatArray) -> None:
     for r in range(status.size):
         if status[r] == 0:
-            pvalue[r] = _pvalue(statistic[r], n)
+            pvalue[r] = anderson_pvalue(statistic[r], n)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pvalue(a2: float, n: int) -> float:
+def anderson_pvalue(a2: float, n: int) -> float:
+    """Return the p-value of a statistic of n samples, mean and variance estimated."""
     # D'Agostino & Stephens (1986), table 4.9, case of both parameters estimated.
     a = a2 * (1.0 + 0.75 / n + 2.25 / (n * n))
     if a < 0.2:

@@ -19,6 +19,7 @@ from tracelab.stats._moments import dagostino_rows, jarque_bera_rows, moment_row
 from tracelab.stats._normality_null import pvalues
 from tracelab.stats._ordered import standardize
 from tracelab.stats._probability import probability_rows
+from tracelab.stats._samples import as_rows
 from tracelab.stats._shapiro import ROYSTON_MAXIMUM, shapiro_rows
 from tracelab.typing import Array, FloatArray, Status
 
@@ -135,7 +136,7 @@ def battery(
             f"pvalue must be one of {', '.join(get_args(PValue))}, got {pvalue!r}; "
             "leave it out for p-values whose size holds at every sample size"
         )
-    rows, shape = _as_rows(x, axis)
+    rows, shape = as_rows(x, axis)
     n = rows.shape[1]
     for name in names:
         _check(name, n, pvalue)
@@ -203,23 +204,6 @@ def statistics(
             test = _TESTS[name]
             test.fill(made[test.reads][:size], n, state, statistic[name][part], pvalue[name][part])
     return statistic, pvalue, status
-
-
-def _as_rows(x: npt.ArrayLike, axis: int) -> tuple[Array, tuple[int, ...]]:
-    """Return the samples as (row, n), and the shape of the rows."""
-    values = np.asarray(x)
-    if values.dtype.kind not in "fiu":
-        raise UsageError(
-            f"samples must be real numbers, got dtype {values.dtype}; convert them to float64"
-        )
-    if not -values.ndim <= axis < values.ndim:
-        raise UsageError(
-            f"axis {axis} is not an axis of samples with shape {values.shape}; "
-            f"choose one of its {values.ndim} axes"
-        )
-    moved = np.moveaxis(values, axis, -1)
-    shape = moved.shape[:-1]
-    return moved.reshape(int(np.prod(shape)), moved.shape[-1]), shape
 
 
 def _check(name: str, n: int, pvalue: PValue) -> None:

@@ -7,6 +7,7 @@ import math
 import numba
 import numpy as np
 
+from tracelab.stats._gaussian import log_cdf
 from tracelab.typing import FloatArray, IntArray
 
 __all__ = ["distance_rows", "moment_rows", "quantile_rows"]
@@ -105,21 +106,36 @@ def _smooth(start: float, end: float, one: float, two: float, both: bool) -> flo
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _singular(start: float, end: float, low: float, high: float) -> float:
-    """Return the integral of d^2 / v over v from `low`, which can be 0 where d is, to `high`."""
-    slope = (end - start) / (high - low)
-    origin = start - slope * low
-    total = 2.0 * origin * slope * (high - low) + 0.5 * slope * slope * (high - low) * (high + low)
-    return total + (origin * origin * math.log(high / low) if origin != 0.0 else 0.0)
+def _singular(start: float, end: float, low: float, high: float, ratio: float) -> float:
+    """Return the integral of d^2 / v from `low` to `high`, whose logarithms differ by `ratio`.
+
+    `low` may have underflowed.
+    """
+    # Slopes of d over an interval far out in a tail are no float64; these products are.
+    moved, width = end - start, high - low
+    origin = start - moved * (low / width)
+    return (
+        2.0 * origin * moved
+        + 0.5 * moved * moved * ((high + low) / width)
+        + (origin * origin * ratio)
+    )
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _weighted(
-    start: float, end: float, low: float, high: float, low_up: float, high_up: float
+    start: float,
+    end: float,
+    low: float,
+    high: float,
+    low_up: float,
+    high_up: float,
+    ratio: float,
+    ratio_up: float,
 ) -> float:
     """Return the integral of d^2 / (F (1 - F)) over F from `low` to `high`, d going linearly.
 
-    `low_up` and `high_up` are one less `low` and `high`, without cancellation.
+    `low_up` and `high_up` are one less `low` and `high`, without cancellation; `ratio` is the
+    difference of the logarithms of `high` and `low`, `ratio_up` of `low_up` and `high_up`.
     """
     width = high - low if low < 0.5 else low_up - high_up
     if width < 0.25 * low and width < 0.25 * high_up:
@@ -130,11 +146,11 @@ def _weighted(
     if width < 0.25 * low:
         lower = _smooth(start, end, low, high, False)
     else:
-        lower = _singular(start, end, low, high)
+        lower = _singular(start, end, low, high, ratio)
     if width < 0.25 * high_up:
         upper = _smooth(start, end, low_up, high_up, False)
     else:
-        upper = _singular(end, start, high_up, low_up)
+        upper = _singular(end, start, high_up, low_up, ratio_up)
     return lower + upper
 
 
@@ -170,13 +186,17 @@ def distance_rows(
         while not counts[r, last]:
             last -= 1
         anderson = cramer = 0.0
-        low, low_up = _tails((edges[first] - mean) / deviation)
+        z = (edges[first] - mean) / deviation
+        low, low_up = _tails(z)
+        log_low, log_low_up = log_cdf(z), log_cdf(-z)
         # Below the first bin and above the last the sample's function is 0 and 1.
-        anderson += -math.log(low_up) - low
+        anderson += -log_low_up - low
         cramer += low**3 / 3.0
         largest, used, below = low, 0, 0.0
         for b in range(first, last + 1):
-            high, high_up = _tails((edges[b + 1] - mean) / deviation)
+            z = (edges[b + 1] - mean) / deviation
+            high, high_up = _tails(z)
+            log_high, log_high_up = log_cdf(z), log_cdf(-z)
             width = high - low if low < 0.5 else low_up - high_up
             p = counts[r, b] / n
             above = below + counts[r, b]
@@ -184,17 +204,23 @@ def distance_rows(
             if high > 0.5:
                 start, end = low_up - (n - below) / n, high_up - (n - above) / n
             if width > 0.0:
-                anderson += _weighted(start, end, low, high, low_up, high_up)
+                ratio, ratio_up = log_high - log_low, log_low_up - log_high_up
+                anderson += _weighted(start, end, low, high, low_up, high_up, ratio, ratio_up)
                 cramer += width * (start * start + start * end + end * end) / 3.0
                 middle, middle_up = 0.5 * (low + high), 0.5 * (low_up + high_up)
                 anderson += p * width / (6.0 * n * middle * middle_up)
                 cramer += p * width / (6.0 * n)
+            else:
+                # So far out that F is no float64; its logarithm is.
+                steep = max(log_high - log_low, log_low_up - log_high_up)
+                anderson += steep * (start * start + start * end + end * end) / 3.0
             largest = max(largest, abs(start), abs(end))
             if counts[r, b]:
                 left[used], right[used], share[used] = start, end, p
                 used += 1
             low, low_up, below = high, high_up, above
-        anderson += -math.log(low) - low_up
+            log_low, log_low_up = log_high, log_high_up
+        anderson += -log_low - low_up
         cramer += low_up**3 / 3.0
         largest = max(largest, low_up)
         out[r, 0], out[r, 1] = n * anderson, n * cramer

@@ -8,7 +8,7 @@ from numba import njit
 
 from tracelab.typing import Array, FloatArray
 
-__all__ = ["cramer_rows"]
+__all__ = ["cramer_pvalue", "cramer_rows"]
 
 
 @njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})
@@ -35,11 +35,12 @@ def cramer_rows(
             for i in range(n):
                 total += (probability[r, i] - (i + 0.5) * step) ** 2
             statistic[r] = total + 1.0 / (12.0 * n)
-            pvalue[r] = _pvalue(statistic[r], n)
+            pvalue[r] = cramer_pvalue(statistic[r], n)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _pvalue(w2: float, n: int) -> float:
+def cramer_pvalue(w2: float, n: int) -> float:
+    """Return the published p-value of a statistic of n samples, mean and variance estimated."""
     # D'Agostino & Stephens (1986), table 4.9, case of both parameters estimated.
     w = w2 * (1.0 + 0.5 / n)
     if w < 0.0275:
