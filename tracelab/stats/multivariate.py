@@ -6,7 +6,8 @@ and memory of order n d.
 
 No formula for the null distributions holds its size at every n and d. By default a p-value is the
 rank of the statistic among those of seeded Gaussian samples of the same n and d, which are drawn
-once and kept.
+once and kept: in about a second for 200 samples, in 2 (Mardia) to 30 seconds (Henze-Zirkler) for
+1,000.
 """
 
 from __future__ import annotations
