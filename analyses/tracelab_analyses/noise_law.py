@@ -1,0 +1,336 @@
+"""Which law gradient noise follows: six laws fitted to the same values, and a verdict by cell.
+
+A tail index below 2 is what a stable law has, and what Student's t, Laplace and scale-mixture noise
+of finite variance read as. Here these laws compete. Series (coordinates, directions) are brought to
+median 0 and interquartile range 1 each, so that differences of scale between them are no evidence;
+all values of a cell are then fitted together by maximum likelihood. Values of one minibatch depend
+on each other: tests of two laws take minibatches as the independent units, and add up the
+differences of log-densities within them.
+
+The verdict of a cell is
+
+``gaussian``
+    No other law is preferred more than on the control, exactly Gaussian noise of the same
+    covariance. `detectable_df` says what would have been seen: Student's
+    law of that many degrees of freedom, were values independent.
+``stable``
+    The symmetric stable law is significantly closer than every law of finite variance tried.
+``scale_mixture``
+    A mixture of two Gaussians is closest, and significantly closer than the stable law.
+``finite_variance``
+    Laplace, the generalized normal law or Student's (with more than two degrees of freedom) is.
+``undecided``
+    It is not Gaussian, and neither a stable law nor one of finite variance is significantly
+    closer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from scipy import special
+
+from tracelab.contracts import (
+    NETWORK,
+    Analysis,
+    Finding,
+    Input,
+    Parameter,
+    Reference,
+    Variable,
+)
+from tracelab.noise import usable_series
+from tracelab.stats import models
+from tracelab.stats.resampling import gaussian_control
+from tracelab.typing import Array, FloatArray, IntArray, Status
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LAWS = tuple(models.FAMILIES)
+FINITE = ("laplace", "student_t", "generalized_normal", "scale_mixture")
+VERDICTS = ("none", "gaussian", "stable", "scale_mixture", "finite_variance", "undecided")
+MIN_BATCHES = 20
+MIN_BATCHES_FOR_FINDING = 100
+# Values of a cell that are fitted; of more, some series are drawn.
+MOST_VALUES = 65_536
+MAX_REPEATS = 0.5
+POWER = 0.8
+
+_CELL = ("step", "layer")
+_BY_LAW = ("step", "layer", "law")
+
+
+def noise_law(
+    noise: FloatArray,
+    seed: IntArray,
+    *,
+    significance: float = 0.01,
+    sketch: str = "auto",
+    batch_size: int | None = None,
+) -> dict[str, Array]:
+    """Return the criteria of six laws, tests between them and the verdict, by cell.
+
+    Parameters
+    ----------
+    noise : ndarray, shape (step, layer, batch, series)
+        Noise samples.
+    seed : ndarray of uint64, shape (step, layer)
+        Seeds of the choice of series, where there are too many.
+    significance, sketch, batch_size
+        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+
+    Returns
+    -------
+    dict of str to ndarray
+        See ``ANALYSIS.outputs``.
+    """
+    shape = noise.shape[:2]
+    out: dict[str, Array] = {
+        variable.name: np.full(
+            (*shape, len(LAWS)) if variable.dims == _BY_LAW else shape,
+            np.nan if variable.dtype == "float64" else 0,
+            dtype=variable.dtype,
+        )
+        for variable in ANALYSIS.outputs
+    }
+    for cell in np.ndindex(*shape):
+        x = noise[cell]
+        status, series = usable_series(x, MIN_BATCHES)
+        if status is Status.OK:
+            series = series[:, _varied(series)]
+            status = Status.OK if series.shape[1] else Status.CONSTANT_INPUT
+        rng = np.random.default_rng(int(seed[cell]))
+        most = max(1, MOST_VALUES // max(len(series), 1))
+        out["n_dropped"][cell] = x.shape[1] - series.shape[1]
+        if series.shape[1] > most:
+            series = series[:, np.sort(rng.choice(series.shape[1], most, replace=False))]
+        out["n_batches"][cell], out["n_series"][cell] = series.shape
+        out["status"][cell] = int(status)
+        if status is Status.OK:
+            for name, value in _compared(series, significance, rng).items():
+                out[name][cell] = value
+    return out
+
+
+def _varied(series: FloatArray) -> Array:
+    """Return which series have a density: half of the values of a dead unit repeat."""
+    low, high = np.quantile(series, [0.25, 0.75], axis=0)
+    repeats = np.mean(np.diff(np.sort(series, axis=0), axis=0) == 0, axis=0)
+    found: Array = (high > low) & (repeats < MAX_REPEATS)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """Laws fitted to series, and what every minibatch says for each law, (law, batch)."""
+
+    fits: Mapping[str, models.Fit]
+    said: FloatArray
+
+    @classmethod
+    def of(cls, series: FloatArray) -> _Compared:
+        low, middle, high = np.quantile(series, [0.25, 0.5, 0.75], axis=0)
+        scaled = (series - middle) / (high - low)
+        values = scaled.ravel()
+        fits = models.fit(values)
+        logs = [models.logpdf(law, values, fits[law].parameters) for law in LAWS]
+        return cls(fits, np.stack([each.reshape(scaled.shape).sum(axis=1) for each in logs]))
+
+    def gains(self, law: str) -> FloatArray:
+        """Return by how much minibatches prefer each law to one, (law, batch)."""
+        found: FloatArray = self.said - self.said[LAWS.index(law)]
+        return found
+
+
+def _compared(
+    series: FloatArray, significance: float, rng: np.random.Generator
+) -> dict[str, Array | float | int]:
+    here, control = _Compared.of(series), _Compared.of(gaussian_control(series, rng))
+    batches, fits = series.shape[0], here.fits
+    bic = np.array([float(fits[law].bic) for law in LAWS])
+    gains, usual = here.gains("gaussian"), control.gains("gaussian")
+    spread = gains.var(axis=1, ddof=1) + usual.var(axis=1, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        preference = (gains - usual).mean(axis=1) / np.sqrt(spread / batches)
+    finite = min(FINITE, key=lambda law: bic[LAWS.index(law)])
+    d = here.gains(finite)[LAWS.index("stable")]
+    stable = math.sqrt(batches) * float(d.mean()) / float(d.std(ddof=1))
+    df = float(fits["student_t"].parameters["df"])
+    # One of five laws may be preferred by chance.
+    strict = float(special.ndtri(1 - significance / (len(LAWS) - 1)))
+    level = float(special.ndtri(1 - significance))
+    if not np.nanmax(preference) > strict:
+        verdict = "gaussian"
+    elif stable > level:
+        verdict = "stable"
+    elif stable < -level and finite == "scale_mixture":
+        verdict = "scale_mixture"
+    elif stable < -level and (finite != "student_t" or df > 2):
+        verdict = "finite_variance"
+    else:
+        verdict = "undecided"
+    mixture = fits["scale_mixture"].parameters
+    # The information of 1 / df at the Gaussian end is 3/2 a value (the score is the fourth Hermite
+    # polynomial over 4); of a gain of Z^2 / 2 the statistic is Z / 2.
+    needed = 2 * strict + float(special.ndtri(POWER))
+    return {
+        "bic_difference": bic - bic[LAWS.index("gaussian")],
+        "preference": preference,
+        "stable_preference": stable,
+        "detectable_df": math.sqrt(1.5 * series.size) / needed,
+        "verdict": VERDICTS.index(verdict),
+        "alpha": float(fits["stable"].parameters["alpha"]),
+        "df": df,
+        "shape": float(fits["generalized_normal"].parameters["shape"]),
+        "wide_share": float(mixture["wide"]),
+        "wide_ratio": float(mixture["wide_scale"] / mixture["scale"]),
+    }
+
+
+def finding(result: xr.Dataset) -> Finding:
+    """Return the verdict on the network, or one layer, at the first and the last probe."""
+    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
+    rows = result.sel(layer=label)
+    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    if good.sizes["step"] == 0:
+        return Finding("No cell had enough finite, varying noise samples to be compared with laws.")
+
+    def describe(index: int) -> str:
+        row = good.isel(step=index)
+        step, verdict = int(row["step"]), VERDICTS[int(row["verdict"])]
+        closest = str(row["law"].values[np.argmin(row["bic_difference"].values)])
+        if verdict == "gaussian":
+            return (
+                f"at step {step} the Gaussian law is not rejected (Student's law of "
+                f"{float(row['detectable_df']):.0f} degrees of freedom would be, if values were "
+                "independent)"
+            )
+        return f"at step {step} the verdict is {verdict.replace('_', ' ')} (closest: {closest})"
+
+    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
+    where = "the network" if label == NETWORK else label
+    warnings = [
+        "Six laws were tried: the closest of them need not be close. Noise of finitely many "
+        "examples has a finite variance whatever law fits it."
+    ]
+    if int(good["n_batches"].min()) < MIN_BATCHES_FOR_FINDING:
+        warnings.append(
+            f"With fewer than {MIN_BATCHES_FOR_FINDING} minibatches a probe, series are scaled by "
+            "quartiles that are themselves uncertain, which looks like a mixture of scales."
+        )
+    return Finding(f"For {where}, {'; '.join(parts)}.", tuple(warnings))
+
+
+def plot(results: Mapping[str, xr.Dataset]) -> Figure:
+    """Return how much closer each law is than the Gaussian one over training, a panel a trace."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(results) + 2.2, 3.6), layout="constrained")
+    figure.set_label("Schwarz's criterion of six laws over training, against the Gaussian law.")
+    axes = figure.subplots(1, len(results), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, (label, result) in zip(axes, results.items(), strict=True):
+        # Before anything is drawn: limits are found on the scale that is then in force.
+        axis.set_xscale("symlog", linthresh=10)
+        axis.set_yscale("symlog", linthresh=10)
+        name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
+        rows = result.sel(layer=name)
+        rows = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+        for index, law in enumerate(LAWS[1:]):
+            axis.plot(
+                rows["step"], -rows["bic_difference"].sel(law=law), "o-", color=f"C{index}", ms=3,
+                label=law.replace("_", " "),
+            )  # fmt: skip
+        axis.axhline(0, color="0.4", linestyle=":", label="gaussian")
+        axis.set(xlabel="step", title=label)
+    axes[0].set_ylabel("BIC of Gaussian less that of law")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, fontsize=8, frameon=False, loc="outside right upper")
+    return figure
+
+
+ANALYSIS = Analysis(
+    name="noise_law",
+    summary="Which law does gradient noise follow? Six laws compared, with a verdict",
+    version=1,
+    inputs=(
+        Input(
+            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
+            sources=("noise",),
+        ),
+    ),
+    outputs=(
+        Variable(
+            "verdict",
+            _CELL,
+            dtype="int64",
+            description=", ".join(f"{code}: {name}" for code, name in enumerate(VERDICTS)),
+        ),
+        Variable(
+            "bic_difference", _BY_LAW, description="Schwarz's criterion, less that of the Gaussian"
+        ),
+        Variable(
+            "preference",
+            _BY_LAW,
+            description="how much more than on the Gaussian control it is preferred to the "
+            "Gaussian, in standard errors with minibatches as units",
+        ),
+        Variable(
+            "stable_preference",
+            _CELL,
+            description="Vuong's statistic of the stable law against the closest of finite "
+            "variance, minibatches as units",
+        ),
+        Variable("alpha", _CELL, description="of the stable law"),
+        Variable("df", _CELL, description="degrees of freedom of Student's law"),
+        Variable("shape", _CELL, description="exponent of the generalized normal law"),
+        Variable("wide_share", _CELL, description="share of the wider Gaussian of the mixture"),
+        Variable("wide_ratio", _CELL, description="its standard deviation over the narrower one's"),
+        Variable(
+            "detectable_df",
+            _CELL,
+            description="degrees of freedom of Student's law that are told from Gaussian with a "
+            "power of .8, were values independent",
+        ),
+        Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        Variable("n_series", _CELL, dtype="int64", description="series whose values were fitted"),
+        Variable(
+            "n_dropped",
+            _CELL,
+            dtype="int64",
+            description="series left out: constant, or more than half of their values repeat",
+        ),
+        Variable("status", _CELL, dtype="uint8"),
+    ),
+    cell=_CELL,
+    kernel=noise_law,
+    finding=finding,
+    plot=plot,
+    parameters=(
+        Parameter(
+            "sketch",
+            "auto",
+            "which recorded series; auto takes full, then sampled, then projected",
+            choices=("auto", "full", "sampled", "projected"),
+        ),
+        Parameter("significance", 0.01, "one-sided level of the tests", low=1e-6, high=0.5),
+        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+    ),
+    references=(
+        Reference(
+            "Vuong, Likelihood ratio tests for model selection and non-nested hypotheses, "
+            "Econometrica 57 (1989) 307-333"
+        ),
+        Reference(
+            "Xie, Tang, Sun, On the Overlooked Structure of Stochastic Gradients, NeurIPS 2023",
+            "https://arxiv.org/abs/2212.02083",
+        ),
+        Reference("Schwarz, Estimating the dimension of a model, Annals of Statistics 6 (1978)"),
+    ),
+    coords={"law": LAWS},
+)
