@@ -11,7 +11,7 @@ from tracelab.stats import models, stable
 from tracelab.typing import Status
 from tracelab_analyses.noise_law import ANALYSIS, LAWS, VERDICTS, noise_law
 
-BATCHES, SERIES = 300, 60
+BATCHES, SERIES = 300, 50
 
 
 def noise(law: str, seed: int = 0, batches: int = BATCHES, series: int = SERIES) -> np.ndarray:

@@ -21,6 +21,8 @@ STUDENT, SCALE_MIXTURE = 0, 1
 _MAX_ITERATIONS = 200
 # Twice the log-likelihood still to gain when a climb stops.
 _TOLERANCE = 1e-9
+# What so many steps must gain in log-likelihood.
+_PATIENCE, _CREEP = 20, 0.05
 # Degrees of freedom beyond which Student's law is the Gaussian one; the gain is below 1e-4 n / nu.
 _MOST_FREEDOM = 1e5
 _LEAST_SHAPE = 0.05
@@ -201,7 +203,7 @@ def _climb(
     score, other, trial = np.zeros(4), np.zeros(4), theta.copy()
     outer_there = np.zeros((4, 4))
     loglik = _evaluate(family, x, theta, score, outer)
-    damping = 1e-3
+    damping, earlier = 1e-3, -np.inf
     for iteration in range(1, _MAX_ITERATIONS + 1):
         step = _solve(outer, count, 0.0, score)
         gain = 0.0
@@ -228,6 +230,11 @@ def _climb(
             return loglik, iteration, gain < 1e-4
         theta[:], score[:], outer[:], loglik = trial, other, outer_there, there
         damping *= 0.1
+        if family == SCALE_MIXTURE and iteration % _PATIENCE == 0:
+            # A mixture of what is one Gaussian is not identified, and creeps along a ridge.
+            if loglik - earlier < _CREEP:
+                return loglik, iteration, False
+            earlier = loglik
     return loglik, _MAX_ITERATIONS, False
 
 
