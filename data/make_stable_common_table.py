@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from tracelab.stats import _stable_common as common
-from tracelab.stats._stable_law import rvs
+from tracelab.stats._stable_draws import rvs
 
 ALPHAS = np.concatenate(
     [

@@ -31,7 +31,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CDF", "PDF", "SF", "exact", "log_exact", "skew_tangent"]
+__all__ = ["CDF", "PDF", "SF", "exact", "exact_quantiles", "log_exact", "skew_tangent"]
 
 Float64 = NDArray[np.float64]
 
@@ -48,6 +48,8 @@ _TOLERANCE = 1e-13
 _CUT = 45.0
 _W_MAX = 690.0
 _MAX_PANELS = 4000
+# Below, every law is at its value at y = 0.
+_Y_MIN = 1e-250
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -252,7 +254,7 @@ def _log_direct(what: int, y: float, alpha: float, beta: float) -> float:
             what = CDF
     angles = _angles(alpha, beta)
     _, _, rest, last = angles
-    if y == 0.0:
+    if y < _Y_MIN:
         if what == PDF:
             log_gamma = math.lgamma(1.0 + 1.0 / alpha)
             zeta = skew_tangent(alpha, beta)
@@ -310,9 +312,67 @@ def log_exact(what: int, z: float, y: float, alpha: float, beta: float) -> float
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def exact(
-    what: int, z: Float64, y: Float64, alpha: Float64, beta: Float64, out: Float64
-) -> None:
+def exact(what: int, z: Float64, y: Float64, alpha: Float64, beta: Float64, out: Float64) -> None:
     """Write `log_exact` at every point of five arrays of one length."""
     for i in range(z.size):
         out[i] = log_exact(what, z[i], y[i], alpha[i], beta[i])
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _quantile(q: float, alpha: float, beta: float) -> float:
+    """Return the quantile of ``0 < q < 1``, in S1, or in S0 if alpha is nearly 1."""
+    near = abs(alpha - 1.0) <= NEAR_ONE
+    zeta = 0.0 if near else skew_tangent(alpha, beta)
+    below = log_exact(CDF, -zeta, 0.0, alpha, beta)
+    sign = 1.0 if math.log(q) > below else -1.0
+    # Solve log P(on this tail) = target for log |z|: the tail falls as that grows.
+    lower = q < 0.5
+    what = CDF if lower else SF
+    target = math.log(q) if lower else math.log1p(-q)
+    falling = (sign > 0.0) != lower
+    low, high = -745.0, 709.0
+    t = 0.0
+    for _ in range(300):
+        z = sign * math.exp(t)
+        tail = log_exact(what, z - zeta, z, alpha, beta)
+        if (tail > target) == falling:
+            low = t
+        else:
+            high = t
+        log_f = log_exact(PDF, z - zeta, z, alpha, beta)
+        rate = math.exp(min(log_f + t - tail, 700.0)) * (-1.0 if falling else 1.0)
+        step = (target - tail) / rate if rate != 0.0 else np.inf
+        new = t + min(max(step, -4.0), 4.0)
+        if not low < new < high:
+            new = 0.5 * (max(low, t - 8.0) + min(high, t + 8.0))
+        if abs(new - t) < 1e-13 * max(1.0, abs(t)) or high - low < 1e-15:
+            return sign * math.exp(new)
+        t = new
+    return sign * math.exp(t)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def exact_quantiles(q: Float64, alpha: Float64, beta: Float64, s1: bool, out: Float64) -> None:
+    """Write the quantiles of standard laws, in S1 if `s1`, else in S0; arrays of one length.
+
+    Quantiles are NaN outside [0, 1] and at 0 and 1 the ends of the support.
+    """
+    for i in range(q.size):
+        if not 0.0 <= q[i] <= 1.0:
+            out[i] = np.nan
+            continue
+        zeta = 0.0 if alpha[i] == 1.0 else skew_tangent(alpha[i], beta[i])
+        near = abs(alpha[i] - 1.0) <= NEAR_ONE
+        if q[i] in (0.0, 1.0):
+            end = 1.0 if q[i] == 0.0 else -1.0
+            if alpha[i] < 1.0 and beta[i] == end:
+                out[i] = 0.0 if s1 else -zeta
+            else:
+                out[i] = -end * np.inf
+            continue
+        z = _quantile(q[i], alpha[i], beta[i])
+        if s1 and near:
+            z += zeta
+        elif not s1 and not near:
+            z -= zeta
+        out[i] = z

@@ -17,14 +17,17 @@ from scipy import special
 from tracelab.errors import UsageError
 from tracelab.stats._stable_common import CommonFit, fit_common
 from tracelab.stats._stable_density import ALPHA_MIN, table
+from tracelab.stats._stable_draws import rvs
 from tracelab.stats._stable_fit import fit_sorted
 from tracelab.stats._stable_gof import GoodnessOfFit, goodness_of_fit
-from tracelab.stats._stable_law import Parametrization, cdf, logpdf, pdf, ppf, rvs, sf
+from tracelab.stats._stable_law import Accuracy, cdf, logpdf, pdf, ppf, sf
+from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats.mohammadi import mohammadi
 from tracelab.typing import Status
 
 __all__ = [
     "ALPHA_MIN",
+    "Accuracy",
     "CommonFit",
     "GoodnessOfFit",
     "Parametrization",
