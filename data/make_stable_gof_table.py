@@ -11,8 +11,8 @@ import numpy as np
 
 from tracelab.stats import _stable_gof as gof
 from tracelab.stats._stable_density import table
-from tracelab.stats._stable_fit import fit_sorted
 from tracelab.stats._stable_draws import rvs
+from tracelab.stats._stable_fit import fit_sorted
 
 ALPHAS = np.array([0.3, 0.4, 0.5, 0.65, 0.8, 1.0, 1.2, 1.4, 1.6, 1.75, 1.85, 1.93, 1.97, 1.99, 2.0])
 SIZES = np.array([500, 100, 20])

@@ -1,27 +1,29 @@
 """Stable laws: density, distribution, draws, and maximum-likelihood fits with uncertainty.
 
-Convention: ``E exp(iuX) = exp(iu loc - |scale u|^alpha)``, so ``alpha = 2`` is
-N(loc, 2 scale^2). Everything but `rvs` is for symmetric laws (``beta = 0``).
+Convention: ``E exp(iuX) = exp(iu loc - |scale u|^alpha)`` for symmetric laws, so ``alpha = 2`` is
+N(loc, 2 scale^2); skewed laws as in `pdf`. `fit` and `fit_common` are symmetric.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats._stable_common import CommonFit, fit_common
 from tracelab.stats._stable_density import ALPHA_MIN, table
 from tracelab.stats._stable_draws import rvs
+from tracelab.stats._stable_ecf import fit_ecf
 from tracelab.stats._stable_fit import fit_sorted
 from tracelab.stats._stable_gof import GoodnessOfFit, goodness_of_fit
 from tracelab.stats._stable_law import Accuracy, cdf, logpdf, pdf, ppf, sf
+from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
+from tracelab.stats._stable_quantile import fit_quantile
+from tracelab.stats._stable_result import StableFit, check_confidence
 from tracelab.stats.mohammadi import mohammadi
 from tracelab.typing import Status
 
@@ -35,6 +37,9 @@ __all__ = [
     "cdf",
     "fit",
     "fit_common",
+    "fit_ecf",
+    "fit_log_moments",
+    "fit_quantile",
     "goodness_of_fit",
     "logpdf",
     "pdf",
@@ -45,60 +50,6 @@ __all__ = [
 
 Float64 = NDArray[np.float64]
 Method = Literal["mle", "mohammadi"]
-
-
-@dataclass(frozen=True, slots=True)
-class StableFit:
-    """A stable law for each cell; arrays have the leading shape of the data.
-
-    Parameters
-    ----------
-    alpha, alpha_se, alpha_low, alpha_high : ndarray
-        Tail index, standard error, interval (within (0, 2]). Where ``alpha`` is exactly 2 the
-        likelihood has no curvature: the standard error is then the one whose normal interval
-        would reach as far down, ``(2 - alpha_low) / z``.
-    beta, beta_se, beta_low, beta_high : ndarray
-        Skewness: 0 with no error, as the fit is symmetric.
-    scale, scale_se, scale_low, scale_high : ndarray
-        Scale in the units of the data; the interval is symmetric in the logarithm.
-    loc, loc_se, loc_low, loc_high : ndarray
-        Location in the units of the data.
-    loglik, loglik_gaussian : ndarray
-        Log-likelihood of this law and of the Gaussian maximum-likelihood fit.
-    tied_fraction : ndarray
-        Share of values left out because more than a tenth of the cell repeats each of them
-        exactly: an atom (often zero), which no continuous law has. The fit and all other
-        numbers describe the remaining values.
-    status : ndarray of uint8
-        `tracelab.typing.Status`.
-    iterations : ndarray of int64
-        Iterations of the climb.
-    n_samples : int
-        Values per cell.
-    """
-
-    alpha: Float64
-    alpha_se: Float64
-    alpha_low: Float64
-    alpha_high: Float64
-    beta: Float64
-    beta_se: Float64
-    beta_low: Float64
-    beta_high: Float64
-    scale: Float64
-    scale_se: Float64
-    scale_low: Float64
-    scale_high: Float64
-    loc: Float64
-    loc_se: Float64
-    loc_low: Float64
-    loc_high: Float64
-    loglik: Float64
-    loglik_gaussian: Float64
-    tied_fraction: Float64
-    status: NDArray[np.uint8]
-    iterations: NDArray[np.int64]
-    n_samples: int
 
 
 def fit(
@@ -153,14 +104,12 @@ def fit(
     """
     if method not in get_args(Method):
         raise UsageError(f"method must be 'mle' or 'mohammadi', got {method!r}")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    z = check_confidence(confidence)
     values = np.moveaxis(np.asarray(x), axis, -1).astype(np.float64)
     lead, n = values.shape[:-1], values.shape[-1]
     if method == "mohammadi":
         return _fit_mohammadi(values, confidence)
     rows = np.sort(values.reshape(math.prod(lead), n), axis=-1)
-    z = float(special.ndtri(0.5 + 0.5 * confidence))
     out = np.zeros((rows.shape[0], 13))
     fit_sorted(rows, table(), z, out)
     columns = (out[:, i].reshape(lead) for i in range(13))

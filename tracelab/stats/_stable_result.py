@@ -1,0 +1,166 @@
+"""The result of every fit of a stable law, and how it is made from estimates and covariances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from tracelab.errors import UsageError
+from tracelab.stats._stable_parameters import check_parametrization, tangent
+from tracelab.typing import Status
+
+__all__ = ["StableFit", "assemble", "check_confidence"]
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class StableFit:
+    """A stable law for each cell; arrays have the leading shape of the data.
+
+    Parameters
+    ----------
+    alpha, alpha_se, alpha_low, alpha_high : ndarray
+        Tail index, standard error, interval (within (0, 2]). Where the symmetric likelihood fit
+        has ``alpha`` exactly 2 the likelihood has no curvature: the standard error is then the one
+        whose normal interval would reach as far down, ``(2 - alpha_low) / z``.
+    beta, beta_se, beta_low, beta_high : ndarray
+        Skewness; 0 with no error where the fit is symmetric. A general fit at ``alpha = 2``, where
+        beta has no meaning, gives 0, an infinite error and the interval [-1, 1].
+    scale, scale_se, scale_low, scale_high : ndarray
+        Scale in the units of the data; the interval is symmetric in the logarithm.
+    loc, loc_se, loc_low, loc_high : ndarray
+        Location in the units of the data.
+    loglik, loglik_gaussian : ndarray
+        Log-likelihood of this law and of the Gaussian maximum-likelihood fit; NaN from fits that
+        compute none.
+    tied_fraction : ndarray
+        Share of values left out because more than a tenth of the cell repeats each of them
+        exactly: an atom (often zero), which no continuous law has. The fit and all other
+        numbers describe the remaining values.
+    status : ndarray of uint8
+        `tracelab.typing.Status`.
+    iterations : ndarray of int64
+        Iterations of the climb.
+    n_samples : int
+        Values per cell.
+    """
+
+    alpha: Float64
+    alpha_se: Float64
+    alpha_low: Float64
+    alpha_high: Float64
+    beta: Float64
+    beta_se: Float64
+    beta_low: Float64
+    beta_high: Float64
+    scale: Float64
+    scale_se: Float64
+    scale_low: Float64
+    scale_high: Float64
+    loc: Float64
+    loc_se: Float64
+    loc_low: Float64
+    loc_high: Float64
+    loglik: Float64
+    loglik_gaussian: Float64
+    tied_fraction: Float64
+    status: NDArray[np.uint8]
+    iterations: NDArray[np.int64]
+    n_samples: int
+
+
+def check_confidence(confidence: float) -> float:
+    """Return the normal quantile of a two-sided level; raise a UsageError outside (0, 1)."""
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    return float(special.ndtri(0.5 + 0.5 * confidence))
+
+
+def _tangent_slope(alpha: Float64, beta: Float64) -> Float64:
+    """Return the derivative in alpha of ``beta tan(pi alpha / 2)``."""
+    slope: Float64 = 0.5 * np.pi * beta * (1 + tangent(alpha, np.ones_like(alpha)) ** 2)
+    return slope
+
+
+def assemble(
+    estimates: Float64,
+    covariance: Float64,
+    parametrization: str,
+    z: float,
+    *,
+    tied_fraction: Float64,
+    status: NDArray[np.uint8],
+    iterations: NDArray[np.int64],
+    n_samples: int,
+    loglik: Float64 | None = None,
+    loglik_gaussian: Float64 | None = None,
+) -> StableFit:
+    """Return a result with normal intervals, NaN where the status says there is no fit.
+
+    Parameters
+    ----------
+    estimates : ndarray, shape (..., 4)
+        Alpha, beta, scale and the location in S0.
+    covariance : ndarray, shape (..., 4, 4)
+        Of alpha, beta, log scale and location / scale, in S0. Rows of a parameter that has no
+        error are 0; an infinite variance of beta says that it is not identified.
+    parametrization : {"S0", "S1"}
+        Of the location in the result.
+    z : float
+        Half width of intervals in standard errors.
+    """
+    check_parametrization(parametrization)
+    fitted = (status == int(Status.OK)) | (status == int(Status.NOT_CONVERGED))
+    alpha, beta, scale, loc = (np.where(fitted, estimates[..., i], np.nan) for i in range(4))
+    unknown = np.isinf(covariance[..., 1, 1])
+    known = np.where(unknown[..., None, None] & _BETA, 0.0, covariance)
+    errors = np.sqrt(np.where(fitted[..., None], np.diagonal(known, axis1=-2, axis2=-1), np.nan))
+    alpha_se, beta_se, log_scale_se, loc_se = (errors[..., i] for i in range(4))
+    beta_se = np.where(unknown & fitted, np.inf, beta_se)
+    if parametrization == "S1":
+        zeta = tangent(alpha, beta)
+        loc = loc - scale * zeta
+        gradient = np.stack(
+            [
+                -_tangent_slope(alpha, beta),
+                -tangent(alpha, np.ones_like(alpha)),
+                -zeta,
+                np.ones_like(alpha),
+            ],
+            axis=-1,
+        )
+        loc_se = np.sqrt(np.einsum("...i,...ij,...j->...", gradient, known, gradient))
+    loc_se = scale * loc_se
+    missing = np.full(status.shape, np.nan)
+    return StableFit(
+        alpha=alpha,
+        alpha_se=alpha_se,
+        alpha_low=np.maximum(alpha - z * alpha_se, 0),
+        alpha_high=np.minimum(alpha + z * alpha_se, 2),
+        beta=beta,
+        beta_se=beta_se,
+        beta_low=np.maximum(beta - z * beta_se, -1),
+        beta_high=np.minimum(beta + z * beta_se, 1),
+        scale=scale,
+        scale_se=scale * log_scale_se,
+        scale_low=scale * np.exp(-z * log_scale_se),
+        scale_high=scale * np.exp(z * log_scale_se),
+        loc=loc,
+        loc_se=loc_se,
+        loc_low=loc - z * loc_se,
+        loc_high=loc + z * loc_se,
+        loglik=missing if loglik is None else loglik,
+        loglik_gaussian=missing if loglik_gaussian is None else loglik_gaussian,
+        tied_fraction=tied_fraction,
+        status=status,
+        iterations=iterations,
+        n_samples=n_samples,
+    )
+
+
+_BETA = np.zeros((4, 4), dtype=np.bool_)
+_BETA[1] = _BETA[:, 1] = True
