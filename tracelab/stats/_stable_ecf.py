@@ -40,6 +40,9 @@ _REWEIGHTINGS = 3
 _RIDGE = 1e-9
 # Squared step over its standard error.
 _TOLERANCE = 1e-8
+# At the Gaussian end the covariance is singular, and weights from it would trust a few points
+# alone: it is taken a little off.
+_ALPHA_WEIGHT, _BETA_WEIGHT = 1.995, 0.9
 _NOT_CONVERGED = int(Status.NOT_CONVERGED)
 
 
@@ -207,10 +210,13 @@ def _fit_one(grid: Float64, observed: Float64, law: Float64, n: int, covariance:
     factor, values, slopes = np.zeros((size, size)), np.empty(size), np.empty((size, 4))
     columns, residual = np.empty((4, size)), np.empty(size)
     information, gradient = np.empty((4, 4)), np.empty(4)
-    free, step = np.ones(4, dtype=np.bool_), np.empty(4)
+    free, step, trial = np.ones(4, dtype=np.bool_), np.empty(4), np.empty(4)
     for iteration in range(1, _MAX_ITERATIONS + 1):
-        if iteration <= _REWEIGHTINGS and not _factor(grid, law, factor):
-            return -1
+        if iteration <= _REWEIGHTINGS:
+            trial[0], trial[1] = min(law[0], _ALPHA_WEIGHT), _BETA_WEIGHT * law[1]
+            trial[2], trial[3] = law[2], law[3]
+            if not _factor(grid, trial, factor):
+                return -iteration
         _jacobian(grid, law, values, slopes)
         residual[:] = observed - values
         _whiten(factor, residual)
@@ -238,12 +244,24 @@ def _fit_one(grid: Float64, observed: Float64, law: Float64, n: int, covariance:
             if not blocked:
                 break
         gain = n * np.sum(step * gradient)
-        law[0] = min(max(law[0] + min(max(step[0], -0.3), 0.3), ALPHA_LOW), 2.0)
-        law[1] = min(max(law[1] + step[1], -1.0), 1.0)
-        law[2] *= math.exp(min(max(step[2], -0.7), 0.7))
-        law[3] += min(max(step[3], -1.0), 1.0) * law[2]
-        if law[0] == 2.0:
-            law[1] = 0.0
+        square = np.sum(residual * residual)
+        step[0] = min(max(step[0], -0.3), 0.3)
+        step[2] = min(max(step[2], -0.7), 0.7)
+        step[3] = min(max(step[3], -1.0), 1.0)
+        # The sum of squares never grows.
+        for _ in range(20):
+            trial[0] = min(max(law[0] + step[0], ALPHA_LOW), 2.0)
+            trial[1] = min(max(law[1] + step[1], -1.0), 1.0) if trial[0] < 2.0 else 0.0
+            trial[2] = law[2] * math.exp(step[2])
+            trial[3] = law[3] + step[3]
+            for k in range(grid.size):
+                residual[k], residual[grid.size + k] = _model(grid[k], trial)
+            residual[:] = observed - residual
+            _whiten(factor, residual)
+            if np.sum(residual * residual) <= square * (1.0 + 1e-12):
+                law[:] = trial
+                break
+            step *= 0.5
         if gain < _TOLERANCE and iteration > _REWEIGHTINGS:
             break
     free[:] = True
@@ -257,6 +275,30 @@ def _fit_one(grid: Float64, observed: Float64, law: Float64, n: int, covariance:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _endpoint(grid: Float64, law: Float64, n: int, z: float, sign: float) -> float:
+    """Return the alpha that lies `z` of its own standard errors from the estimate in `law`.
+
+    Near 2 the error falls like the root of the distance from 2: there an interval with the error
+    of the estimate is too short below and has no end above.
+    """
+    distance = 2.0 - law[0]
+    if distance == 0.0 and sign > 0.0:
+        return 2.0
+    at, inverse, free = law.copy(), np.empty((4, 4)), np.ones(4, dtype=np.bool_)
+    at[0], at[1], at[2], at[3] = min(law[0], 1.99), 0.9 * law[1], 1.0, 0.0
+    for _ in range(6):
+        _invert(ecf_information(grid, at), free, inverse)
+        rate = z * math.sqrt(inverse[0, 0] / n / (2.0 - at[0]))
+        root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
+        end = 2.0 - root * root
+        if end > _ALPHA_WEIGHT and sign > 0.0:
+            # Even the Gaussian law, whose error is smaller, is this near.
+            return 2.0
+        at[0] = min(max(end, ALPHA_LOW), _ALPHA_WEIGHT)
+    return end
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _fit_rows(
     rows: Float64,
     counts: NDArray[np.int64],
@@ -265,6 +307,8 @@ def _fit_rows(
     covariance: Float64,
     iterations: NDArray[np.int64],
     status: NDArray[np.uint8],
+    z: float,
+    interval: Float64,
 ) -> None:
     """Fit every row from the start in `estimates`, which it overwrites."""
     observed, law = np.empty(2 * grid.size), np.empty(4)
@@ -280,6 +324,12 @@ def _fit_rows(
         used = _fit_one(grid, observed, law, n, covariance[r])
         iterations[r] = abs(used)
         status[r] = _NOT_CONVERGED if used < 0 else 0
+        error = math.sqrt(covariance[r, 0, 0])
+        if law[0] + 4.0 * error < 2.0:
+            interval[r, 0], interval[r, 1] = law[0] - z * error, law[0] + z * error
+        else:
+            interval[r, 0] = _endpoint(grid, law, n, z, -1.0)
+            interval[r, 1] = _endpoint(grid, law, n, z, 1.0)
         estimates[r, 0], estimates[r, 1] = law[0], law[1]
         estimates[r, 2], estimates[r, 3] = scale * law[2], loc + scale * law[3]
         # The location's error is in units of the first scale.
@@ -297,8 +347,8 @@ def fit_ecf(
 
     Generalised least squares of :math:`1 - \cos` and :math:`\sin` at 20 points, from McCulloch's
     quantiles. The scatter is within a few percent of the Cramer-Rao bound from alpha 1.1 on, and
-    the errors are those of the characteristic function. Data enter bounded, so that the fit is
-    robust against outliers of any size.
+    the errors are those of the characteristic function; near 2 the interval of alpha takes them
+    at its own ends. Data enter bounded, so that the fit is robust against outliers of any size.
 
     Parameters
     ----------
@@ -346,7 +396,8 @@ def fit_ecf(
     data = (rows.values, rows.counts)
     results = (estimates, covariance, iterations, status)
     quantile_estimates(*data, quantile_table(), LEVELS, *results)
-    _fit_rows(*data, GRID, *results)
+    interval = np.full((count, 2), np.nan)
+    _fit_rows(*data, GRID, *results, z, interval)
     estimates[:, 2] *= rows.spread
     estimates[:, 3] = rows.centre + rows.spread * estimates[:, 3]
     return assemble(
@@ -354,6 +405,7 @@ def fit_ecf(
         covariance.reshape(*rows.lead, 4, 4),
         parametrization,
         z,
+        alpha_interval=interval.reshape(*rows.lead, 2),
         tied_fraction=rows.tied_fraction.reshape(rows.lead),
         status=status.reshape(rows.lead),
         iterations=iterations.reshape(rows.lead),

@@ -96,6 +96,7 @@ def assemble(
     status: NDArray[np.uint8],
     iterations: NDArray[np.int64],
     n_samples: int,
+    alpha_interval: Float64 | None = None,
     loglik: Float64 | None = None,
     loglik_gaussian: Float64 | None = None,
 ) -> StableFit:
@@ -112,6 +113,8 @@ def assemble(
         Of the location in the result.
     z : float
         Half width of intervals in standard errors.
+    alpha_interval : ndarray, shape (..., 2), optional
+        Interval of alpha, where it is not the normal one.
     """
     check_parametrization(parametrization)
     fitted = (status == int(Status.OK)) | (status == int(Status.NOT_CONVERGED))
@@ -136,11 +139,14 @@ def assemble(
         loc_se = np.sqrt(np.einsum("...i,...ij,...j->...", gradient, known, gradient))
     loc_se = scale * loc_se
     missing = np.full(status.shape, np.nan)
+    low, high = alpha - z * alpha_se, alpha + z * alpha_se
+    if alpha_interval is not None:
+        low, high = alpha_interval[..., 0], alpha_interval[..., 1]
     return StableFit(
         alpha=alpha,
         alpha_se=alpha_se,
-        alpha_low=np.maximum(alpha - z * alpha_se, 0),
-        alpha_high=np.minimum(alpha + z * alpha_se, 2),
+        alpha_low=np.maximum(low, 0),
+        alpha_high=np.minimum(high, 2),
         beta=beta,
         beta_se=beta_se,
         beta_low=np.maximum(beta - z * beta_se, -1),
