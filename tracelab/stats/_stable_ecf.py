@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tracelab.stats._stable_exact import skew_tangent
+from tracelab.stats._stable_linear import invert_free
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_quantile import LEVELS, quantile_estimates, quantile_table
 from tracelab.stats._stable_result import StableFit, assemble, check_confidence
@@ -145,28 +146,6 @@ def _whiten(factor: Float64, vector: Float64) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _invert(matrix: Float64, free: NDArray[np.bool_], out: Float64) -> None:
-    """Write the inverse over the free parameters, 0 elsewhere; symmetric, positive."""
-    size = matrix.shape[0]
-    work = np.zeros((size, 2 * size))
-    for i in range(size):
-        for j in range(size):
-            work[i, j] = matrix[i, j] if free[i] and free[j] else 0.0
-        work[i, size + i] = 1.0
-        if not free[i]:
-            work[i, i] = 1.0
-    for i in range(size):
-        pivot = work[i, i]
-        work[i] /= pivot
-        for k in range(size):
-            if k != i:
-                work[k] -= work[k, i] * work[i].copy()
-    for i in range(size):
-        for j in range(size):
-            out[i, j] = work[i, size + j] if free[i] and free[j] else 0.0
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
 def ecf_information(grid: Float64, law: Float64) -> Float64:
     """Return the information per sample that the characteristic function on `grid` holds.
 
@@ -231,7 +210,7 @@ def _fit_one(grid: Float64, observed: Float64, law: Float64, n: int, covariance:
         # Beta has no meaning at the Gaussian end.
         free[1] = law[0] < 2.0
         for _ in range(3):
-            _invert(information, free, covariance)
+            invert_free(information, free, covariance)
             for i in range(4):
                 step[i] = np.sum(covariance[i] * gradient)
             blocked = False
@@ -266,7 +245,7 @@ def _fit_one(grid: Float64, observed: Float64, law: Float64, n: int, covariance:
             break
     free[:] = True
     free[1] = law[0] < 2.0
-    _invert(information, free, covariance)
+    invert_free(information, free, covariance)
     covariance /= n
     if law[0] == 2.0:
         covariance[1, 1] = np.inf
@@ -287,7 +266,7 @@ def _endpoint(grid: Float64, law: Float64, n: int, z: float, sign: float) -> flo
     at, inverse, free = law.copy(), np.empty((4, 4)), np.ones(4, dtype=np.bool_)
     at[0], at[1], at[2], at[3] = min(law[0], 1.99), 0.9 * law[1], 1.0, 0.0
     for _ in range(6):
-        _invert(ecf_information(grid, at), free, inverse)
+        invert_free(ecf_information(grid, at), free, inverse)
         rate = z * math.sqrt(inverse[0, 0] / n / (2.0 - at[0]))
         root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
         end = 2.0 - root * root
@@ -393,21 +372,35 @@ def fit_ecf(
     count = rows.counts.size
     estimates, covariance = np.zeros((count, 4)), np.zeros((count, 4, 4))
     iterations, status = np.zeros(count, dtype=np.int64), rows.status.copy()
-    data = (rows.values, rows.counts)
-    results = (estimates, covariance, iterations, status)
-    quantile_estimates(*data, quantile_table(), LEVELS, *results)
+    quantile_estimates(
+        rows.values,
+        rows.counts,
+        quantile_table(),
+        LEVELS,
+        estimates,
+        covariance,
+        iterations,
+        status,
+    )
     interval = np.full((count, 2), np.nan)
-    _fit_rows(*data, GRID, *results, z, interval)
-    estimates[:, 2] *= rows.spread
-    estimates[:, 3] = rows.centre + rows.spread * estimates[:, 3]
+    _fit_rows(
+        rows.values,
+        rows.counts,
+        GRID,
+        estimates,
+        covariance,
+        iterations,
+        status,
+        z,
+        interval,
+    )
     return assemble(
-        estimates.reshape(*rows.lead, 4),
-        covariance.reshape(*rows.lead, 4, 4),
+        rows,
+        estimates,
+        covariance,
         parametrization,
         z,
-        alpha_interval=interval.reshape(*rows.lead, 2),
-        tied_fraction=rows.tied_fraction.reshape(rows.lead),
-        status=status.reshape(rows.lead),
-        iterations=iterations.reshape(rows.lead),
-        n_samples=rows.values.shape[1],
+        status,
+        iterations,
+        alpha_interval=interval,
     )

@@ -48,6 +48,8 @@ _TOLERANCE = 1e-13
 _CUT = 45.0
 _W_MAX = 690.0
 _MAX_PANELS = 4000
+# So deep in a light tail the logarithm is that of the largest e^-g alone, to all but log g / g.
+_DEEP = 1e10
 # Below, every law is at its value at y = 0.
 _Y_MIN = 1e-250
 
@@ -192,6 +194,9 @@ def _log_integral(
     upward = alpha > 1.0
     # The largest g that counts: it matters how far it is above the smallest.
     least = math.exp(min(_log_g(-_W_MAX if upward else _W_MAX, log_y, alpha, angles)[0], 700.0))
+    falling = what == PDF or (what == SF) == upward
+    if falling and least > _DEEP:
+        return -least
     one = _crossing(0.0, log_y, alpha, angles)
     if least > 1.0:
         one = 0.0 if what != PDF else -0.5 * math.log(least) * (1.0 if upward else -1.0)
@@ -200,7 +205,7 @@ def _log_integral(
     low, high = min(one, 0.0) - _CUT, max(one, 0.0) + _CUT
     if what == PDF:
         low, high = one - _CUT, one + _CUT
-    if what == PDF or (what == SF) == upward:
+    if falling:
         low, high = (low, min(stop, high)) if upward else (max(stop, low), high)
     low, high = max(low, -_W_MAX), min(high, _W_MAX)
     edges, count = _edges(low, high, min(max(one, low), high), log_y, alpha, angles)
@@ -291,7 +296,8 @@ def log_exact(what: int, z: float, y: float, alpha: float, beta: float) -> float
     if math.isnan(y):
         return np.nan
     if abs(alpha - 1.0) > NEAR_ONE:
-        return _log_direct(what, y, alpha, beta)
+        value = _log_direct(what, y, alpha, beta)
+        return value if what == PDF else min(value, 0.0)
     # Lagrange through alpha = 1 -3h .. 3h without 1; exact to h^6 even for log z = 14.
     h = NEAR_ONE / 3.0
     t = (alpha - 1.0) / h
@@ -308,7 +314,7 @@ def log_exact(what: int, z: float, y: float, alpha: float, beta: float) -> float
         if value == -np.inf:
             return -np.inf
         total += weight * value
-    return total
+    return total if what == PDF else min(total, 0.0)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

@@ -129,16 +129,6 @@ def fit_log_moments(x: ArrayLike, axis: int = -1, confidence: float = 0.95) -> S
     covariance[:, 2, 2] = (second + 2 * scale_slope * third + scale_slope**2 * square) / used
     scale = np.exp(log_scale)
     covariance[:, 3, 3] = loc_variance / scale**2
-    estimates = np.stack(
-        [alpha, np.zeros(alpha.size), rows.spread * scale, rows.centre + rows.spread * loc], axis=-1
-    )
-    return assemble(
-        estimates.reshape(*rows.lead, 4),
-        covariance.reshape(*rows.lead, 4, 4),
-        "S0",
-        z,
-        tied_fraction=rows.tied_fraction.reshape(rows.lead),
-        status=rows.status.reshape(rows.lead),
-        iterations=np.zeros(rows.lead, dtype=np.int64),
-        n_samples=rows.values.shape[1],
-    )
+    estimates = np.stack([alpha, np.zeros(alpha.size), scale, loc], axis=-1)
+    iterations = np.zeros(alpha.size, dtype=np.int64)
+    return assemble(rows, estimates, covariance, "S0", z, rows.status, iterations)

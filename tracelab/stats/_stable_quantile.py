@@ -87,7 +87,9 @@ def _invert(
 ) -> tuple[float, float, int, bool]:
     """Return alpha, beta, iterations, converged; `out` as of `_evaluate` there."""
     alpha, beta = 1.6, 0.0
-    for iteration in range(1, _MAX_ITERATIONS + 1):
+    iteration, moved = 0, np.inf
+    while moved >= 1e-11 and iteration < _MAX_ITERATIONS:
+        iteration += 1
         _evaluate(table, alpha, beta, out)
         s = 2.0 - alpha
         ra = log_ratio - out[0, 0]
@@ -108,8 +110,6 @@ def _invert(
         new_beta = min(max(beta + d_beta, -1.0), 1.0)
         moved = max(abs(new_alpha - alpha), s * abs(new_beta - beta))
         alpha, beta = new_alpha, new_beta
-        if moved < 1e-11:
-            break
     _evaluate(table, alpha, beta, out)
     low = alpha == ALPHA_LOW and log_ratio > out[0, 0] + 1e-9
     return alpha, beta, iteration, moved < 1e-11 and not low
@@ -256,15 +256,4 @@ def fit_quantile(
         iterations,
         status,
     )
-    estimates[:, 2] *= rows.spread
-    estimates[:, 3] = rows.centre + rows.spread * estimates[:, 3]
-    return assemble(
-        estimates.reshape(*rows.lead, 4),
-        covariance.reshape(*rows.lead, 4, 4),
-        parametrization,
-        z,
-        tied_fraction=rows.tied_fraction.reshape(rows.lead),
-        status=status.reshape(rows.lead),
-        iterations=iterations.reshape(rows.lead),
-        n_samples=rows.values.shape[1],
-    )
+    return assemble(rows, estimates, covariance, parametrization, z, status, iterations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,8 @@ from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats._stable_parameters import check_parametrization, tangent
-from tracelab.typing import Status
+from tracelab.stats._stable_rows import Rows
+from tracelab.typing import Array, Status
 
 __all__ = ["StableFit", "assemble", "check_confidence"]
 
@@ -87,38 +89,44 @@ def _tangent_slope(alpha: Float64, beta: Float64) -> Float64:
 
 
 def assemble(
+    rows: Rows,
     estimates: Float64,
     covariance: Float64,
     parametrization: str,
     z: float,
-    *,
-    tied_fraction: Float64,
     status: NDArray[np.uint8],
     iterations: NDArray[np.int64],
-    n_samples: int,
+    *,
     alpha_interval: Float64 | None = None,
+    beta_interval: Float64 | None = None,
     loglik: Float64 | None = None,
-    loglik_gaussian: Float64 | None = None,
 ) -> StableFit:
     """Return a result with normal intervals, NaN where the status says there is no fit.
 
     Parameters
     ----------
-    estimates : ndarray, shape (..., 4)
-        Alpha, beta, scale and the location in S0.
-    covariance : ndarray, shape (..., 4, 4)
+    rows : Rows
+        What was fitted.
+    estimates : ndarray, shape (row, 4)
+        Alpha, beta, scale and the location in S0 of the standardised rows.
+    covariance : ndarray, shape (row, 4, 4)
         Of alpha, beta, log scale and location / scale, in S0. Rows of a parameter that has no
         error are 0; an infinite variance of beta says that it is not identified.
     parametrization : {"S0", "S1"}
         Of the location in the result.
     z : float
         Half width of intervals in standard errors.
-    alpha_interval : ndarray, shape (..., 2), optional
-        Interval of alpha, where it is not the normal one.
+    status, iterations : ndarray, shape (row,)
+        As in `StableFit`.
+    alpha_interval, beta_interval : ndarray, shape (row, 2), optional
+        Intervals, where they are not the normal ones.
+    loglik : ndarray, shape (row, 2), optional
+        Log-likelihood of the law and of the Gaussian fit.
     """
     check_parametrization(parametrization)
     fitted = (status == int(Status.OK)) | (status == int(Status.NOT_CONVERGED))
-    alpha, beta, scale, loc = (np.where(fitted, estimates[..., i], np.nan) for i in range(4))
+    alpha, beta, scale, loc = (np.where(fitted, estimates[:, i], np.nan) for i in range(4))
+    scale, loc = rows.spread * scale, rows.centre + rows.spread * loc
     unknown = np.isinf(covariance[..., 1, 1])
     known = np.where(unknown[..., None, None] & _BETA, 0.0, covariance)
     errors = np.sqrt(np.where(fitted[..., None], np.diagonal(known, axis1=-2, axis2=-1), np.nan))
@@ -136,36 +144,40 @@ def assemble(
             ],
             axis=-1,
         )
-        loc_se = np.sqrt(np.einsum("...i,...ij,...j->...", gradient, known, gradient))
+        loc_se = np.sqrt(np.einsum("ri,rij,rj->r", gradient, known, gradient))
     loc_se = scale * loc_se
-    missing = np.full(status.shape, np.nan)
     low, high = alpha - z * alpha_se, alpha + z * alpha_se
     if alpha_interval is not None:
         low, high = alpha_interval[..., 0], alpha_interval[..., 1]
-    return StableFit(
-        alpha=alpha,
-        alpha_se=alpha_se,
-        alpha_low=np.maximum(low, 0),
-        alpha_high=np.minimum(high, 2),
-        beta=beta,
-        beta_se=beta_se,
-        beta_low=np.maximum(beta - z * beta_se, -1),
-        beta_high=np.minimum(beta + z * beta_se, 1),
-        scale=scale,
-        scale_se=scale * log_scale_se,
-        scale_low=scale * np.exp(-z * log_scale_se),
-        scale_high=scale * np.exp(z * log_scale_se),
-        loc=loc,
-        loc_se=loc_se,
-        loc_low=loc - z * loc_se,
-        loc_high=loc + z * loc_se,
-        loglik=missing if loglik is None else loglik,
-        loglik_gaussian=missing if loglik_gaussian is None else loglik_gaussian,
-        tied_fraction=tied_fraction,
-        status=status,
-        iterations=iterations,
-        n_samples=n_samples,
-    )
+    beta_low, beta_high = beta - z * beta_se, beta + z * beta_se
+    if beta_interval is not None:
+        beta_low, beta_high = beta_interval[..., 0], beta_interval[..., 1]
+    logliks = np.full((status.size, 2), np.nan) if loglik is None else loglik
+    columns: dict[str, Array] = {
+        "alpha": alpha,
+        "alpha_se": alpha_se,
+        "alpha_low": np.maximum(low, 0),
+        "alpha_high": np.minimum(high, 2),
+        "beta": beta,
+        "beta_se": beta_se,
+        "beta_low": np.maximum(beta_low, -1),
+        "beta_high": np.minimum(beta_high, 1),
+        "scale": scale,
+        "scale_se": scale * log_scale_se,
+        "scale_low": scale * np.exp(-z * log_scale_se),
+        "scale_high": scale * np.exp(z * log_scale_se),
+        "loc": loc,
+        "loc_se": loc_se,
+        "loc_low": loc - z * loc_se,
+        "loc_high": loc + z * loc_se,
+        "loglik": logliks[:, 0],
+        "loglik_gaussian": logliks[:, 1],
+        "tied_fraction": rows.tied_fraction,
+        "status": status,
+        "iterations": iterations,
+    }
+    cells: dict[str, Any] = {name: column.reshape(rows.lead) for name, column in columns.items()}
+    return StableFit(**cells, n_samples=rows.values.shape[1])
 
 
 _BETA = np.zeros((4, 4), dtype=np.bool_)

@@ -107,6 +107,24 @@ def test_light_tails_are_relatively_accurate(x, alpha):
     assert float(s0(stable.pdf, x, alpha, 1.0)) == pytest.approx(expected, rel=1e-10)
 
 
+def test_logarithms_go_on_where_densities_underflow():
+    # log f ~ -(alpha - 1) (x / alpha)^(alpha / (alpha - 1)) / |cos(pi alpha / 2)|^(1 / (alpha - 1))
+    # in S1 on the light side, to a relative log x / x^(alpha / (alpha - 1)).
+    for alpha in (1.2, 1.4, 1.7):
+        x = np.geomspace(1e3, 1e8, 40)
+        power = alpha / (alpha - 1)
+        expected = -(alpha - 1) * (x / alpha) ** power
+        expected *= abs(math.cos(math.pi * alpha / 2)) ** (1 / (alpha - 1))
+        np.testing.assert_allclose(
+            stable.logpdf(x, alpha, -1, accuracy="exact"), expected, rtol=1e-4
+        )
+    x = np.concatenate([-np.geomspace(1e6, 1, 20), np.geomspace(1, 1e6, 20)])
+    for alpha in (0.3, 0.7, 0.95, 1.0, 1.1, 1.417, 1.6, 1.99, 2.0):
+        for beta in (-1, 1):
+            assert np.all(s0(stable.logpdf, x, alpha, beta) < 0)
+            assert np.all(s0(stable.cdf, x, alpha, beta) <= 1)
+
+
 def test_closed_forms():
     x = np.concatenate([np.geomspace(1e-3, 1e10, 60)])
     exact = {"accuracy": "exact"}
