@@ -25,10 +25,16 @@ multivariate.henze_zirkler(x, "published")
 multivariate.energy(x, replicates=19)
 fits = stable.fit(x, axis=0)
 stable.goodness_of_fit(x, fits.alpha, fits.loc, fits.scale, axis=0)
+for fit in (stable.fit_skewed, stable.fit_ecf, stable.fit_quantile, stable.fit_log_moments):
+    fit(x, axis=0)
+stable.score(x[:, 0], 1.7, 0.5)
+stable.information(1.7)
 for scales in ("each", "shared"):
     for law in (x, rng.standard_normal((64, 4))):
         stable.fit_common(law, scales)
-stable.ppf(stable.cdf(x[:, 0], 1.7), 1.7)
+for beta in (0.0, 0.5):
+    stable.logpdf(x[:, 0], 1.7, beta)
+    stable.ppf(stable.cdf(x[:, 0], 1.7, beta), 1.7, beta)
 mohammadi.mohammadi(x, axis=0)
 resampling.gaussian_control(x, rng)
 models.fit(x, axis=0)

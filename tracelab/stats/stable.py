@@ -24,6 +24,8 @@ from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_quantile import fit_quantile
 from tracelab.stats._stable_result import StableFit, check_confidence
+from tracelab.stats._stable_score import information, score
+from tracelab.stats._stable_skew_fit import fit_skewed
 from tracelab.stats.mohammadi import mohammadi
 from tracelab.typing import Status
 
@@ -40,11 +42,14 @@ __all__ = [
     "fit_ecf",
     "fit_log_moments",
     "fit_quantile",
+    "fit_skewed",
     "goodness_of_fit",
+    "information",
     "logpdf",
     "pdf",
     "ppf",
     "rvs",
+    "score",
     "sf",
 ]
 

@@ -1,0 +1,489 @@
+"""Maximum likelihood of stable laws with skewness: climb, information, intervals.
+
+Coordinates: ``v = log(2 - alpha)``, beta, ``log scale`` and ``location / scale``, the location in
+S0; steps as in `_stable_climb`, quasi-Newton from the expected information, with a line search that
+never lets the likelihood fall.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tracelab.stats._stable_climb import V_MIN, gaussian
+from tracelab.stats._stable_density import EDGE
+from tracelab.stats._stable_linear import invert_free
+from tracelab.stats._stable_parameters import Parametrization
+from tracelab.stats._stable_quantile import LEVELS, quantile_estimates, quantile_table
+from tracelab.stats._stable_result import StableFit, assemble, check_confidence
+from tracelab.stats._stable_rows import prepare
+from tracelab.stats._stable_skew import (
+    ALPHA_LOW,
+    TAIL_ROWS,
+    SkewTable,
+    collapse_skew,
+    envelope,
+    new_skew_law,
+    skew_density,
+    skew_table,
+)
+from tracelab.typing import Status
+
+__all__ = ["fit_skewed", "skew_information"]
+
+Float64 = NDArray[np.float64]
+
+_MIN_SAMPLES = 20
+_MAX_ITERATIONS = 200
+_V_MAX = math.log(2.0 - ALPHA_LOW)
+# Twice the log-likelihood still to gain when a climb stops; looser along the profile.
+_TOLERANCE, _PROFILE_TOLERANCE = 1e-9, 1e-3
+# Products of densities are kept in this range between two logarithms.
+_TINY, _HUGE = 1e-200, 1e200
+# The table's densities are not trusted below this part of a heavy tail: the likelihood counts a
+# light tail as if it were as heavy as that of a skewness 2e-7 short of 1.
+_FLOOR = 1e-7
+_BODY_NODES, _BODY_WEIGHTS = np.polynomial.legendre.leggauss(4)
+_TAIL_NODES, _TAIL_WEIGHTS = np.polynomial.legendre.leggauss(3)
+_NOT_CONVERGED = int(Status.NOT_CONVERGED)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def _sums(
+    x: Float64,
+    law: Float64,
+    x0: float,
+    alpha: float,
+    scale: float,
+    loc: float,
+    gradient: Float64,
+) -> float:
+    """Return the log-likelihood of `x`, write its derivatives in the four coordinates."""
+    s = 2.0 - alpha
+    inverse = 1.0 / scale
+    total, product = 0.0, 1.0
+    g_alpha = g_beta = g_scale = g_loc = 0.0
+    for i in range(x.size):
+        z = (x[i] - loc) * inverse
+        f, fz, fa, fb = skew_density(law, x0, alpha, z)
+        if f < 1e-6 * s or f <= 0.0:
+            least = _FLOOR * envelope(alpha, z) + 1e-300
+            if f < least:
+                f, fz, fa, fb = least, 0.0, 0.0, 0.0
+        r = 1.0 / f
+        fz *= r
+        g_alpha += fa * r
+        g_beta += fb * r
+        g_scale += z * fz
+        g_loc += fz
+        if f < _TINY:
+            total += math.log(f)
+        else:
+            product *= f
+            if product < _TINY or product > _HUGE:
+                total += math.log(product)
+                product = 1.0
+    gradient[0], gradient[1] = -s * g_alpha, g_beta
+    gradient[2], gradient[3] = -(x.size + g_scale), -g_loc
+    return total + math.log(product) - x.size * math.log(scale)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _add(
+    law: Float64, x0: float, alpha: float, z: float, weight: float, information: Float64
+) -> None:
+    f, fz, fa, fb = skew_density(law, x0, alpha, z)
+    if f <= _FLOOR * envelope(alpha, z):
+        return
+    score = (-(2.0 - alpha) * fa / f, fb / f, -(1.0 + z * fz / f), -fz / f)
+    for i in range(4):
+        for j in range(i + 1):
+            information[i, j] += weight * f * score[i] * score[j]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def skew_information(law: Float64, x0: float, alpha: float, information: Float64) -> None:
+    """Write the Fisher information of one sample (4, 4) in the four coordinates.
+
+    Gauss-Legendre in the table's own cells; what lies beyond holds a part in 1e6 or less.
+    """
+    information[:] = 0.0
+    cells = int(math.log2(EDGE / x0)) * 8
+    left = x0
+    for row in range(cells + TAIL_ROWS):
+        width = 1.0 / law[0, row, 7] if row < cells else 0.0
+        if row < cells:
+            for k in range(_BODY_NODES.size):
+                a = left + 0.5 * width * (1.0 + _BODY_NODES[k]) - x0
+                weight = 0.5 * width * _BODY_WEIGHTS[k]
+                _add(law, x0, alpha, a, weight, information)
+                _add(law, x0, alpha, -a, weight, information)
+        else:
+            width = 0.5 * 2.0 ** math.floor(math.log2(left * (1.0 + 1e-12)))
+            for k in range(_TAIL_NODES.size):
+                a = left + 0.5 * width * (1.0 + _TAIL_NODES[k]) - x0
+                weight = 0.5 * width * _TAIL_WEIGHTS[k]
+                _add(law, x0, alpha, a, weight, information)
+                _add(law, x0, alpha, -a, weight, information)
+        left += width
+    for i in range(4):
+        for j in range(i):
+            information[j, i] = information[i, j]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
+    """Update the inverse curvature for a step and the fall of the gradient along it."""
+    product = np.sum(step * change)
+    if product <= 1e-12 * math.sqrt(np.sum(step * step) * np.sum(change * change)):
+        return False
+    moved = np.empty(4)
+    for i in range(4):
+        moved[i] = np.sum(inverse[i] * change)
+    factor = (1.0 + np.sum(change * moved) / product) / product
+    for i in range(4):
+        for j in range(4):
+            mixed = moved[i] * step[j] + step[i] * moved[j]
+            inverse[i, j] += factor * step[i] * step[j] - mixed / product
+    return True
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _climb(
+    x: Float64,
+    tabulated: SkewTable,
+    law: Float64,
+    at: Float64,
+    floor: float,
+    hold: bool,
+    tolerance: float,
+) -> tuple[float, int, bool]:
+    """Improve `at` (v, beta, scale, loc); return log-likelihood, iterations, converged.
+
+    Beta is held at its value if `hold`. It has converged when twice the log-likelihood still to
+    gain is below `tolerance`. A climb that runs to the Gaussian end below the log-likelihood
+    `floor` is left early: there the Gaussian fit is better.
+    """
+    n = x.size
+    gradient, new_gradient = np.empty(4), np.empty(4)
+    information, inverse = np.empty((4, 4)), np.empty((4, 4))
+    step, change, new = np.empty(4), np.empty(4), np.empty(4)
+    free, held = np.ones(4, dtype=np.bool_), np.zeros(4, dtype=np.bool_)
+    alpha = 2.0 - math.exp(at[0])
+    x0 = collapse_skew(tabulated, alpha, at[1], law)
+    loglik = _sums(x, law, x0, alpha, at[2], at[3], gradient)
+    stale = True
+    free_beta, jumps = not hold, 0
+    for iteration in range(1, _MAX_ITERATIONS + 1):
+        if free_beta and 0.8 < abs(at[1]) < 1.0 and gradient[1] * at[1] > 0.0 and jumps < 4:
+            # The information grows without bound towards a skewness of 1: steps never get there.
+            jumps += 1
+            side = math.copysign(1.0, at[1])
+            alpha = 2.0 - math.exp(at[0])
+            x0 = collapse_skew(tabulated, alpha, side, law)
+            new_loglik = _sums(x, law, x0, alpha, at[2], at[3], new_gradient)
+            if new_loglik > loglik:
+                at[1], loglik = side, new_loglik
+                gradient[:] = new_gradient
+                stale = True
+            else:
+                x0 = collapse_skew(tabulated, alpha, at[1], law)
+        pinned = at[0] >= _V_MAX and gradient[0] >= 0.0
+        edge = hold or (abs(at[1]) >= 1.0 and gradient[1] * at[1] > 0.0)
+        if stale or held[0] != pinned or held[1] != edge:
+            held[0], held[1] = pinned, edge
+            free[0], free[1] = not pinned, not edge
+            skew_information(law, x0, 2.0 - math.exp(at[0]), information)
+            invert_free(information * n, free, inverse)
+            fresh, stale = True, False
+        for i in range(4):
+            step[i] = np.sum(inverse[i] * gradient)
+        gain = np.sum(step * gradient)
+        if gain < tolerance:
+            return loglik, iteration, not pinned
+        if loglik <= floor and gradient[0] < 0.0 and math.exp(at[0]) * n < 0.05:
+            return loglik, iteration, True
+        far = max(step[0] / 1.5, -step[0] / 4.0, abs(step[2]), abs(step[3]) / 1.5)
+        step *= 1.0 / max(far, 1.0, abs(step[1]) / 0.7)
+        slack = 1e-13 * abs(loglik)
+        risen = False
+        for _ in range(14):
+            new[0] = min(max(at[0] + step[0], V_MIN), _V_MAX)
+            new[1] = min(max(at[1] + step[1], -1.0), 1.0)
+            new[2], new[3] = at[2] * math.exp(step[2]), at[3] + at[2] * step[3]
+            cut = new[1] != at[1] + step[1]
+            step[0], step[1] = new[0] - at[0], new[1] - at[1]
+            alpha = 2.0 - math.exp(new[0])
+            x0 = collapse_skew(tabulated, alpha, new[1], law)
+            new_loglik = _sums(x, law, x0, alpha, new[2], new[3], new_gradient)
+            if new_loglik - loglik >= 1e-4 * np.sum(step * gradient) - slack:
+                risen = True
+                break
+            step *= 0.3
+        if not risen:
+            if fresh:
+                x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law)
+                return loglik, iteration, bool(gain < 1e-4)
+            x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law)
+            stale = True
+            continue
+        for i in range(4):
+            change[i] = gradient[i] - new_gradient[i] if free[i] else 0.0
+        at[:], gradient[:] = new, new_gradient
+        loglik = new_loglik
+        big = abs(step[0]) > 0.3 or abs(step[1]) > 0.3 or abs(step[2]) > 0.3
+        stale = big or cut or not _bfgs(inverse, step, change)
+        fresh = False
+    return loglik, _MAX_ITERATIONS, False
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _alpha_end(
+    tabulated: SkewTable,
+    law: Float64,
+    alpha: float,
+    beta: float,
+    n: int,
+    z: float,
+    sign: float,
+) -> float:
+    """Return the alpha that lies `z` of its own standard errors from the estimate.
+
+    Near 2 the error falls like the root of the distance from 2: there an interval with the error
+    of the estimate is too short below and has no end above.
+    """
+    free, information, inverse = np.ones(4, dtype=np.bool_), np.empty((4, 4)), np.empty((4, 4))
+    distance, at = 2.0 - alpha, min(alpha, 2.0 - 2.0 / n)
+    for _ in range(8):
+        at = min(max(at, ALPHA_LOW), 2.0 - 1e-8)
+        x0 = collapse_skew(tabulated, at, beta, law)
+        skew_information(law, x0, at, information)
+        invert_free(information * n, free, inverse)
+        rate = z * math.sqrt(inverse[0, 0] * (2.0 - at))
+        root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
+        end = 2.0 - root * root
+        if abs(end - at) < 1e-3 * (2.0 - at):
+            return end
+        at = end
+    return end
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _beta_end(
+    x: Float64,
+    tabulated: SkewTable,
+    law: Float64,
+    best: Float64,
+    loglik: float,
+    g_loglik: float,
+    z: float,
+    error: float,
+    side: float,
+) -> float:
+    """Return the beta where twice the profile log-likelihood has fallen by ``z^2``, or `side`.
+
+    `best` is (v, beta, scale, loc) of the maximum and `error` the standard error of its beta. The
+    root of the fall is nearly linear in beta.
+    """
+    if 2.0 * (loglik - g_loglik) <= z * z:
+        # The Gaussian law, which has every beta, is not ruled out.
+        return side
+    inner, outer, inner_root, outer_root = best[1], side, 0.0, np.inf
+    trial = best[1] + side * min(max(z * error, 0.05), 0.5)
+    at = best.copy()
+    for _ in range(12):
+        trial = trial if abs(trial) < 1.0 else side
+        at[1] = trial
+        value, _, _ = _climb(x, tabulated, law, at, -np.inf, True, _PROFILE_TOLERANCE)
+        root = math.sqrt(max(2.0 * (loglik - value), 0.0))
+        if abs(root - z) < 0.03 * z:
+            return float(trial)
+        if root < z:
+            if trial == side:
+                return side
+            inner, inner_root = trial, root
+        else:
+            outer, outer_root = trial, root
+        if abs(outer - inner) < 1e-4:
+            return float(trial)
+        if outer_root == np.inf:
+            trial = inner + side * max(
+                (z - inner_root) / max(root, 0.2) * abs(inner - best[1]), 0.1
+            )
+        else:
+            part = (z - inner_root) / (outer_root - inner_root)
+            trial = inner + min(max(part, 0.1), 0.9) * (outer - inner)
+    return float(trial)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _fit_rows(
+    rows: Float64,
+    counts: NDArray[np.int64],
+    spread: Float64,
+    tabulated: SkewTable,
+    z: float,
+    estimates: Float64,
+    covariance: Float64,
+    interval: Float64,
+    loglik: Float64,
+    iterations: NDArray[np.int64],
+    status: NDArray[np.uint8],
+) -> None:
+    """Fit every row from the start in `estimates`, which it overwrites.
+
+    `loglik` (row, 2) takes the log-likelihood of the law and of the Gaussian fit.
+    """
+    law, at = new_skew_law(), np.empty(4)
+    free, information = np.ones(4, dtype=np.bool_), np.empty((4, 4))
+    for r in range(rows.shape[0]):
+        n = counts[r]
+        if n == 0:
+            continue
+        x = rows[r, :n]
+        # A little inside the domain.
+        start = min(max(estimates[r, 0], ALPHA_LOW + 0.05), 1.95)
+        at[0], at[1] = math.log(2.0 - start), min(max(estimates[r, 1], -0.8), 0.8)
+        at[2], at[3] = estimates[r, 2], estimates[r, 3]
+        g_scale, g_loc, g_loglik = gaussian(x)
+        best, iterations[r], converged = _climb(x, tabulated, law, at, g_loglik, False, _TOLERANCE)
+        alpha, beta = 2.0 - math.exp(at[0]), at[1]
+        cov = covariance[r]
+        cov[:] = 0.0
+        if best <= g_loglik + 1e-9:
+            best, converged = g_loglik, True
+            estimates[r, 0], estimates[r, 1] = 2.0, 0.0
+            estimates[r, 2], estimates[r, 3] = g_scale, g_loc
+            interval[r, 0] = _alpha_end(tabulated, law, 2.0, 0.0, n, z, -1.0)
+            interval[r, 1], interval[r, 2], interval[r, 3] = 2.0, -1.0, 1.0
+            cov[0, 0] = ((2.0 - interval[r, 0]) / z) ** 2
+            cov[1, 1], cov[2, 2], cov[3, 3] = np.inf, 0.5 / n, 2.0 / n
+        else:
+            x0 = collapse_skew(tabulated, alpha, beta, law)
+            skew_information(law, x0, alpha, information)
+            invert_free(information * n, free, cov)
+            # From v to alpha.
+            cov[0] *= -(2.0 - alpha)
+            cov[:, 0] *= -(2.0 - alpha)
+            estimates[r, 0], estimates[r, 1], estimates[r, 2], estimates[r, 3] = (
+                alpha,
+                beta,
+                at[2],
+                at[3],
+            )
+            error = math.sqrt(cov[0, 0])
+            interval[r, 0], interval[r, 1] = alpha - z * error, alpha + z * error
+            if alpha + 4.0 * error > 2.0:
+                interval[r, 0] = _alpha_end(tabulated, law, alpha, beta, n, z, -1.0)
+                interval[r, 1] = 2.0
+                if 2.0 * (best - g_loglik) > z * z:
+                    interval[r, 1] = _alpha_end(tabulated, law, alpha, beta, n, z, 1.0)
+            error = math.sqrt(cov[1, 1])
+            interval[r, 2], interval[r, 3] = beta - z * error, beta + z * error
+            if abs(beta) + 3.0 * error > 1.0:
+                for end in range(2):
+                    side = 2.0 * end - 1.0
+                    interval[r, 2 + end] = _beta_end(
+                        x, tabulated, law, at, best, g_loglik, z, error, side
+                    )
+        unit = n * math.log(spread[r])
+        loglik[r, 0], loglik[r, 1] = best - unit, g_loglik - unit
+        status[r] = 0 if converged else _NOT_CONVERGED
+
+
+def fit_skewed(
+    x: ArrayLike,
+    axis: int = -1,
+    confidence: float = 0.95,
+    parametrization: Parametrization = "S1",
+) -> StableFit:
+    r"""Return the stable law of each cell, skewness included, by maximum likelihood.
+
+    Quasi-Newton on :math:`(\log(2 - \alpha), \beta, \log\gamma, \delta / \gamma)` with the location
+    in S0, from McCulloch's quantiles, monotone; ``alpha = 2`` exactly, and ``beta = 0``, where the
+    Gaussian likelihood wins. Standard errors are from the expected information; within four of
+    them of 2 the ends of the interval of alpha are where they lie that many of their own errors
+    from the estimate, and its upper end is 2 unless the likelihood ratio rejects the Gaussian.
+    Within three of -1 or 1 the interval of beta is from the profile likelihood ratio.
+
+    Parameters
+    ----------
+    x : array_like
+        Samples along `axis`; leading dims are cells. Computed in float64.
+    axis : int
+        Axis of the samples.
+    confidence : float
+        Level of the intervals, in (0, 1).
+    parametrization : {"S1", "S0"}
+        Nolan's; in S1 the error of the location is without bound near ``alpha = 1``.
+
+    Returns
+    -------
+    StableFit
+        Status NOT_CONVERGED if alpha ran to the table's lower edge 0.8 (`fit_ecf` goes on to 0.3);
+        TOO_FEW_SAMPLES below 20 values; NON_FINITE_INPUT; CONSTANT_INPUT if all values, or their
+        middle half, are equal. Numbers are NaN unless the status is OK or NOT_CONVERGED.
+
+    Raises
+    ------
+    UsageError
+        If an argument is outside its range.
+
+    References
+    ----------
+    DuMouchel, "On the asymptotic normality of the maximum-likelihood estimate when sampling from
+    a stable distribution", Annals of Statistics 1, 1973; Nolan, "Maximum likelihood estimation
+    and diagnostics for stable distributions", 2001.
+
+    Examples
+    --------
+    >>> from tracelab.stats import stable
+    >>> x = stable.rvs(1.5, 0.5, size=2000, rng=np.random.default_rng(0))
+    >>> found = fit_skewed(x)
+    >>> bool(found.alpha_low < 1.5 < found.alpha_high) and bool(found.beta_low < 0.5)
+    True
+    """
+    z = check_confidence(confidence)
+    rows = prepare(x, axis, _MIN_SAMPLES)
+    count = rows.counts.size
+    estimates, covariance = np.zeros((count, 4)), np.zeros((count, 4, 4))
+    iterations, status = np.zeros(count, dtype=np.int64), rows.status.copy()
+    interval, loglik = np.full((count, 4), np.nan), np.full((count, 2), np.nan)
+    quantile_estimates(
+        rows.values,
+        rows.counts,
+        quantile_table(),
+        LEVELS,
+        estimates,
+        covariance,
+        iterations,
+        status,
+    )
+    _fit_rows(
+        rows.values,
+        rows.counts,
+        rows.spread,
+        skew_table(),
+        z,
+        estimates,
+        covariance,
+        interval,
+        loglik,
+        iterations,
+        status,
+    )
+    return assemble(
+        rows,
+        estimates,
+        covariance,
+        parametrization,
+        z,
+        status,
+        iterations,
+        alpha_interval=interval[:, :2],
+        beta_interval=interval[:, 2:],
+        loglik=loglik,
+    )
