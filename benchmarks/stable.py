@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 import scipy.stats
 
+from benchmarks import stable_accuracy
 from tracelab.stats import stable
 from tracelab.stats._stable_climb import fisher
 from tracelab.stats._stable_density import table
@@ -106,6 +107,8 @@ def main() -> None:
     common_times()
     efficiency()
     peer()
+    print()
+    stable_accuracy.main()
 
 
 if __name__ == "__main__":
