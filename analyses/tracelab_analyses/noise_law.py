@@ -64,6 +64,7 @@ POWER = 0.8
 
 _CELL = ("step", "layer")
 _BY_LAW = ("step", "layer", "law")
+_ERROR = "its standard error, with the design effect of minibatches"
 
 
 def noise_law(
@@ -132,6 +133,7 @@ class _Compared:
 
     fits: Mapping[str, models.Fit]
     said: FloatArray
+    effects: FloatArray
 
     @classmethod
     def of(cls, series: FloatArray) -> _Compared:
@@ -139,8 +141,17 @@ class _Compared:
         scaled = (series - middle) / (high - low)
         values = scaled.ravel()
         fits = models.fit(values)
-        logs = [models.logpdf(law, values, fits[law].parameters) for law in LAWS]
-        return cls(fits, np.stack([each.reshape(scaled.shape).sum(axis=1) for each in logs]))
+        logs = np.stack([models.logpdf(law, values, fits[law].parameters) for law in LAWS])
+        said = logs.reshape(len(LAWS), *scaled.shape).sum(axis=-1)
+        # How much more sums over minibatches vary than if their values were independent.
+        apart = scaled.shape[1] * logs.var(axis=1)
+        return cls(fits, said, np.maximum(said.var(axis=1) / apart, 1.0))
+
+    def estimate(self, law: str, name: str) -> tuple[float, float]:
+        """Return a parameter and its standard error, with the design effect of minibatches."""
+        fit = self.fits[law]
+        error = float(fit.errors[name]) * math.sqrt(self.effects[LAWS.index(law)])
+        return float(fit.parameters[name]), error
 
     def gains(self, law: str) -> FloatArray:
         """Return by how much minibatches prefer each law to one, (law, batch)."""
@@ -161,7 +172,10 @@ def _compared(
     finite = min(FINITE, key=lambda law: bic[LAWS.index(law)])
     d = here.gains(finite)[LAWS.index("stable")]
     stable = math.sqrt(batches) * float(d.mean()) / float(d.std(ddof=1))
-    df = float(fits["student_t"].parameters["df"])
+    alpha, alpha_se = here.estimate("stable", "alpha")
+    df, df_se = here.estimate("student_t", "df")
+    shape, shape_se = here.estimate("generalized_normal", "shape")
+    wide, wide_se = here.estimate("scale_mixture", "wide")
     # One of five laws may be preferred by chance.
     strict = float(special.ndtri(1 - significance / (len(LAWS) - 1)))
     level = float(special.ndtri(1 - significance))
@@ -187,10 +201,14 @@ def _compared(
         "stable_preference": stable,
         "detectable_df": math.sqrt(1.5 * series.size) / needed,
         "verdict": VERDICTS.index(verdict),
-        "alpha": float(fits["stable"].parameters["alpha"]),
+        "alpha": alpha,
+        "alpha_se": alpha_se,
         "df": df,
-        "shape": float(fits["generalized_normal"].parameters["shape"]),
-        "wide_share": float(mixture["wide"]),
+        "df_se": df_se,
+        "shape": shape,
+        "shape_se": shape_se,
+        "wide_share": wide,
+        "wide_share_se": wide_se,
         "wide_ratio": float(mixture["wide_scale"] / mixture["scale"]),
     }
 
@@ -289,9 +307,13 @@ ANALYSIS = Analysis(
             "variance, minibatches as units",
         ),
         Variable("alpha", _CELL, description="of the stable law"),
+        Variable("alpha_se", _CELL, description=_ERROR),
         Variable("df", _CELL, description="degrees of freedom of Student's law"),
+        Variable("df_se", _CELL, description=_ERROR + "; missing where df is infinite"),
         Variable("shape", _CELL, description="exponent of the generalized normal law"),
+        Variable("shape_se", _CELL, description=_ERROR),
         Variable("wide_share", _CELL, description="share of the wider Gaussian of the mixture"),
+        Variable("wide_share_se", _CELL, description=_ERROR),
         Variable("wide_ratio", _CELL, description="its standard deviation over the narrower one's"),
         Variable(
             "detectable_df",

@@ -75,6 +75,21 @@ def test_parameters_are_those_of_the_laws() -> None:
     assert abs(found["wide_ratio"][0, 0] / 5 - 1) < 0.1
 
 
+def test_errors_grow_with_the_dependence_within_minibatches() -> None:
+    """Estimates from minibatches whose coordinates share a factor scatter, and say so."""
+    estimates, errors = [], []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((200, 20)) / np.sqrt(rng.chisquare(4, (200, 1)) / 4)
+        found = kernel(x)
+        estimates.append(found["df"][0, 0])
+        errors.append(found["df_se"][0, 0])
+    # The design effect is that of log-densities, not of the scores of df: within a factor of two.
+    assert 0.5 < np.mean(errors) / np.std(estimates) < 2
+    alone = kernel(np.random.default_rng(0).standard_t(4, (200, 20)))
+    assert np.mean(errors) > 1.5 * alone["df_se"][0, 0]
+
+
 def test_criteria_and_tests_are_the_definitions() -> None:
     x = noise("student", seed=2, series=5)
     found = kernel(x)

@@ -163,7 +163,9 @@ def remove(path: Path) -> Callable:
     def each(session, step: int) -> None:
         if step == STEPS // 2:
             session.writer.flush()
-            shutil.rmtree(path)
+            # At once: what is stored meanwhile would be in the way of removing files one by one.
+            path.rename(path.with_name("removed"))
+            shutil.rmtree(path.with_name("removed"))
 
     return each
 
