@@ -48,7 +48,15 @@ def users_script():
 # What frameworks say of PyTorch's releases and of loaders this small is no error of ours.
 @pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated")
 @pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page",
+    # The page that everybody tries first, and the others with the slow tests.
+    [
+        page if page.name == "README.md" else pytest.param(page, marks=pytest.mark.slow)
+        for page in PAGES
+    ],
+    ids=lambda page: page.name,
+)
 def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()

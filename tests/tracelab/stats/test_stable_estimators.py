@@ -33,6 +33,7 @@ def s0(fit, x, **options):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["quantile", "ecf", "log_moments", "skew_fit"])
 def test_doctests(module):
     assert doctest.testmod(import_module(f"tracelab.stats._stable_{module}")).failed == 0
