@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,12 +20,12 @@ from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
 from tracelab_collectors.moments import squared_norms
 from tracelab_collectors.scheduled import Scheduled, at_least
-from tracelab_collectors.several import Method, Trial, as_many, fill
+from tracelab_collectors.several import Method, Trial, as_many, fill, is_small
 from tracelab_collectors.sketching import Sketcher, sketcher
 
 __all__ = ["NoiseProbe"]
 
-TRIED = 3
+TRIED = 4
 MOMENTS = (None, "layers", "coordinates")
 
 
@@ -78,7 +79,7 @@ class NoiseProbe(Scheduled):
     of the user's modules do see the probe's forward passes. Models under ``torch.compile`` or data
     parallelism are probed without the wrapper. Gradients of less than 1e8 operations are computed
     up to 64 at once by `torch.func.vmap`, where that gives what single backward passes give, tried
-    on three minibatches before training starts. The group's attribute ``method`` says which.
+    on four minibatches before training starts. The group's attribute ``method`` says which.
     """
 
     every: InitVar[int | Schedule] = 200
@@ -239,9 +240,13 @@ class _Measurement:
 def _method(loss: FrozenLoss, examples: Indexed, batch_size: int) -> Method:
     """Return how the gradients of minibatches are computed, after trying it on a few."""
     indices = torch.arange(TRIED * batch_size).remainder(examples.size).split(batch_size)
+    batches = (examples.batch(each) for each in indices)
     try:
-        trial = Trial.of(loss, [examples.batch(each) for each in indices])
+        # Several gradients of a large network would be more than there is memory for.
+        if not is_small(partial(loss.gradient, next(batches))):
+            return "loop"
+        trial = Trial.of(loss, list(batches))
     except Exception:
         # What is wrong is said when the loss is rehearsed, for all probes.
         return "loop"
-    return trial.method(loss) if trial.small else "loop"
+    return trial.method(loss)

@@ -16,7 +16,7 @@ from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.reached import reached, unchanged
 
-__all__ = ["Method", "Trial", "as_many", "fill"]
+__all__ = ["Method", "Trial", "as_many", "fill", "is_small"]
 
 Gradient: TypeAlias = Callable[[Any], tuple[Tensor, tuple[Tensor, ...]]]
 
@@ -119,6 +119,13 @@ class Trial:
         same = torch.allclose(losses.double(), self.losses, rtol=tolerance**0.5, equal_nan=True)
         # Gradients that are not finite cannot be compared.
         return "vmap" if same and not error > tolerance * scale else "loop"
+
+
+def is_small(gradient: Callable[[], object]) -> bool:
+    """Return whether calling the operations of a gradient takes longer than computing them does."""
+    with FlopCounterMode(display=False) as counter:
+        gradient()
+    return bool(counter.get_total_flops() <= SMALL)
 
 
 def as_many(layout: Layout, dtype: torch.dtype) -> int:

@@ -97,7 +97,7 @@ def test_minibatches_are_gradients_of_drawn_examples(
     assert not {"mean_full", "squared_deviation", "mean_loss"} & set(found.data_vars)
     # The first batches are those that attach tries the loss on.
     tried, asked = asked[:-6], asked[-6:]
-    assert torch.cat(tried).tolist() == [*range(24), *range(8)]
+    assert torch.cat(tried).tolist() == [*range(32), *range(8)]
     for batch, indices in enumerate(asked):
         loss = cross_entropy(net, (inputs[indices], targets[indices]))
         gradient = torch.autograd.grad(loss, list(net.parameters()))

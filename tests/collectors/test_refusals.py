@@ -134,14 +134,14 @@ def test_a_loss_is_tried_without_a_mark(data, path: Path) -> None:
     before = [*bits(model.state_dict()), *generators()]
     session = attach(model, optimizer, path, collectors=PROBES, loss=loss, data=data)
     assert [*bits(model.state_dict()), *generators()] == before
-    # Once for all probes, and on three minibatches for how this one computes them.
-    assert called == [8] * 4
+    # Once for all probes, and on four minibatches for how this one computes them.
+    assert called == [8] * 5
     session.detach()
     # Nothing probes: nothing is tried.
     attach(
         model, optimizer, path, collectors=[Gradients()], loss=loss, data=data, overwrite=True
     ).detach()
-    assert called == [8] * 4
+    assert called == [8] * 5
 
 
 def test_a_loss_of_one_value_an_example_is_for_evaluation(net, optimizer, data, path) -> None:
