@@ -16,7 +16,7 @@ import xarray as xr
 from tracelab import steps
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError, UsageError
-from tracelab.typing import Array, FloatArray, IntArray, Mode, Sketched, Status
+from tracelab.typing import Array, FloatArray, IntArray, Mode, Sketched
 
 __all__ = [
     "MODES",
@@ -32,7 +32,6 @@ __all__ = [
     "squared_norm",
     "standardize",
     "synthetic",
-    "usable_series",
 ]
 
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -481,31 +480,6 @@ def standardize(noise: xr.DataArray) -> xr.DataArray:
     result: xr.DataArray = scaled.transpose(*noise.dims)
     result.attrs = {**noise.attrs, "units": "1"}
     return result
-
-
-def usable_series(noise: FloatArray, min_batches: int) -> tuple[Status, FloatArray]:
-    """Return whether a cell can be analysed, or why not, and its series that vary.
-
-    Parameters
-    ----------
-    noise : ndarray, shape (batch, series)
-        One cell.
-    min_batches : int
-        Fewer minibatches are too few samples.
-
-    Returns
-    -------
-    status : Status
-        OK, NON_FINITE_INPUT, TOO_FEW_SAMPLES or CONSTANT_INPUT.
-    series : ndarray, shape (batch, kept)
-        The series that vary; all of them where the status is not OK.
-    """
-    if not np.isfinite(noise).all():
-        return Status.NON_FINITE_INPUT, noise
-    if noise.shape[0] < min_batches:
-        return Status.TOO_FEW_SAMPLES, noise
-    kept = noise[:, np.ptp(noise, axis=0) > 0]
-    return (Status.OK if kept.shape[1] else Status.CONSTANT_INPUT), kept
 
 
 def samples(

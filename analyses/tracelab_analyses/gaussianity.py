@@ -29,15 +29,14 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from tracelab.contracts import (
-    NETWORK,
     Analysis,
     Finding,
-    Input,
     Parameter,
     Reference,
     Variable,
 )
-from tracelab.noise import usable_series
+from tracelab.outcomes import at_ends, blank, shown, subject
+from tracelab.series import BATCH_SIZE, NOISE, SKETCH, usable_series
 from tracelab.stats import normality
 from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.resampling import gaussian_control
@@ -92,14 +91,8 @@ def gaussianity(
         See ``ANALYSIS.outputs``.
     """
     shape = noise.shape[:2]
-    out: dict[str, Array] = {
-        variable.name: np.full(
-            (*shape, len(TESTS)) if variable.dims == _BY_TEST else shape,
-            np.nan if variable.dtype == "float64" else 0,
-            dtype=variable.dtype,
-        )
-        for variable in ANALYSIS.outputs
-    }
+    sizes = dict(zip(_BY_TEST, (*shape, len(TESTS)), strict=True))
+    out = blank(ANALYSIS.outputs, sizes)
     for cell in np.ndindex(*shape):
         x = noise[cell]
         out["n_batches"][cell] = x.shape[0]
@@ -210,14 +203,12 @@ def _together(
 def finding(result: xr.Dataset) -> Finding:
     """Return what the tests say about the first and the last step, for the network or one layer."""
     mode = dict(result.attrs["parameters"])["mode"]
-    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
-    rows = result.sel(layer=label)
-    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    good = shown(result)
     if good.sizes["step"] == 0:
         return Finding("No cell had enough finite, varying noise samples to be tested.")
 
-    def describe(index: int) -> str:
-        row = good.isel(step=index).sel(test="anderson")
+    def describe(row: xr.Dataset) -> str:
+        row = row.sel(test="anderson")
         step, pvalue = int(row["step"]), float(row["pvalue"])
         if mode != "batches":
             verdict = "rejects" if float(row["rejection_rate"]) else "does not reject"
@@ -231,8 +222,8 @@ def finding(result: xr.Dataset) -> Finding:
             f"series (95 % interval {low:.0f} to {high:.0f} %; 5 % expected if all are Gaussian)"
         )
 
-    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
-    where = "the network" if label == NETWORK else label
+    parts = at_ends(good, describe)
+    where = subject(good)
     warnings = []
     if mode == "pooled":
         warnings.append(
@@ -275,9 +266,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     # Before anything is drawn: limits are found on the scale that is then in force.
     over.set_xscale("symlog", linthresh=10)
     for index, (label, result) in enumerate(results.items()):
-        name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
-        rows = result.sel(layer=name)
-        rows = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+        rows = shown(result)
         row, color = rows.sel(test="anderson"), f"C{index}"
         over.fill_between(
             row["step"], row["rejection_rate_low"], row["rejection_rate_high"],
@@ -313,12 +302,7 @@ ANALYSIS = Analysis(
     name="gaussianity",
     summary="Is gradient noise Gaussian? Normality tests by coordinate or direction",
     version=2,
-    inputs=(
-        Input(
-            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
-            sources=("noise",),
-        ),
-    ),
+    inputs=(NOISE,),
     outputs=(
         Variable("rejection_rate", _BY_TEST, description="share of series rejected at the level"),
         Variable("rejection_rate_low", _BY_TEST, description="95 % Wilson interval, lower end"),
@@ -357,12 +341,7 @@ ANALYSIS = Analysis(
             "what is one i.i.d. sample",
             choices=("batches", "pooled", "standardized"),
         ),
-        Parameter(
-            "sketch",
-            "auto",
-            "which recorded series; auto takes full, then sampled, then projected",
-            choices=("auto", "full", "sampled", "projected"),
-        ),
+        SKETCH,
         Parameter("significance", 0.05, "nominal level of each test", low=1e-6, high=0.5),
         Parameter(
             "correction",
@@ -373,7 +352,7 @@ ANALYSIS = Analysis(
         Parameter(
             "replicates", 19, "Gaussian controls that calibrate standardized", low=19, high=9999
         ),
-        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+        BATCH_SIZE,
     ),
     references=(
         Reference(

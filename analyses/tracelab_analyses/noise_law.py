@@ -36,15 +36,14 @@ import xarray as xr
 from scipy import special
 
 from tracelab.contracts import (
-    NETWORK,
     Analysis,
     Finding,
-    Input,
     Parameter,
     Reference,
     Variable,
 )
-from tracelab.noise import usable_series
+from tracelab.outcomes import at_ends, blank, shown, subject
+from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import models
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
@@ -59,7 +58,6 @@ MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 # Values of a cell that are fitted; of more, some series are drawn.
 MOST_VALUES = 16_384
-MAX_REPEATS = 0.5
 POWER = 0.8
 
 _CELL = ("step", "layer")
@@ -92,19 +90,13 @@ def noise_law(
         See ``ANALYSIS.outputs``.
     """
     shape = noise.shape[:2]
-    out: dict[str, Array] = {
-        variable.name: np.full(
-            (*shape, len(LAWS)) if variable.dims == _BY_LAW else shape,
-            np.nan if variable.dtype == "float64" else 0,
-            dtype=variable.dtype,
-        )
-        for variable in ANALYSIS.outputs
-    }
+    sizes = dict(zip(_BY_LAW, (*shape, len(LAWS)), strict=True))
+    out = blank(ANALYSIS.outputs, sizes)
     for cell in np.ndindex(*shape):
         x = noise[cell]
         status, series = usable_series(x, MIN_BATCHES)
         if status is Status.OK:
-            series = series[:, _varied(series)]
+            series = series[:, dense(series)]
             status = Status.OK if series.shape[1] else Status.CONSTANT_INPUT
         rng = np.random.default_rng(int(seed[cell]))
         most = max(1, MOST_VALUES // max(len(series), 1))
@@ -119,14 +111,6 @@ def noise_law(
     return out
 
 
-def _varied(series: FloatArray) -> Array:
-    """Return which series have a density: half of the values of a dead unit repeat."""
-    low, high = np.quantile(series, [0.25, 0.75], axis=0)
-    repeats = np.mean(np.diff(np.sort(series, axis=0), axis=0) == 0, axis=0)
-    found: Array = (high > low) & (repeats < MAX_REPEATS)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class _Compared:
     """Laws fitted to series, and what every minibatch says for each law, (law, batch)."""
@@ -137,8 +121,7 @@ class _Compared:
 
     @classmethod
     def of(cls, series: FloatArray) -> _Compared:
-        low, middle, high = np.quantile(series, [0.25, 0.5, 0.75], axis=0)
-        scaled = (series - middle) / (high - low)
+        scaled = by_quartiles(series)
         values = scaled.ravel()
         fits = models.fit(values)
         logs = np.stack([models.logpdf(law, values, fits[law].parameters) for law in LAWS])
@@ -215,14 +198,11 @@ def _compared(
 
 def finding(result: xr.Dataset) -> Finding:
     """Return the verdict on the network, or one layer, at the first and the last probe."""
-    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
-    rows = result.sel(layer=label)
-    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    good = shown(result)
     if good.sizes["step"] == 0:
         return Finding("No cell had enough finite, varying noise samples to be compared with laws.")
 
-    def describe(index: int) -> str:
-        row = good.isel(step=index)
+    def describe(row: xr.Dataset) -> str:
         step, verdict = int(row["step"]), VERDICTS[int(row["verdict"])]
         closest = str(row["law"].values[np.argmin(row["bic_difference"].values)])
         if verdict == "gaussian":
@@ -233,8 +213,8 @@ def finding(result: xr.Dataset) -> Finding:
             )
         return f"at step {step} the verdict is {verdict.replace('_', ' ')} (closest: {closest})"
 
-    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
-    where = "the network" if label == NETWORK else label
+    parts = at_ends(good, describe)
+    where = subject(good)
     warnings = [
         "Six laws were tried: the closest of them need not be close. Noise of finitely many "
         "examples has a finite variance whatever law fits it."
@@ -258,9 +238,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
         # Before anything is drawn: limits are found on the scale that is then in force.
         axis.set_xscale("symlog", linthresh=10)
         axis.set_yscale("symlog", linthresh=10)
-        name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
-        rows = result.sel(layer=name)
-        rows = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+        rows = shown(result)
         for index, law in enumerate(LAWS[1:]):
             axis.plot(
                 rows["step"], -rows["bic_difference"].sel(law=law), "o-", color=f"C{index}", ms=3,
@@ -278,12 +256,7 @@ ANALYSIS = Analysis(
     name="noise_law",
     summary="Which law does gradient noise follow? Six laws compared, with a verdict",
     version=1,
-    inputs=(
-        Input(
-            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
-            sources=("noise",),
-        ),
-    ),
+    inputs=(NOISE,),
     outputs=(
         Variable(
             "verdict",
@@ -336,14 +309,9 @@ ANALYSIS = Analysis(
     finding=finding,
     plot=plot,
     parameters=(
-        Parameter(
-            "sketch",
-            "auto",
-            "which recorded series; auto takes full, then sampled, then projected",
-            choices=("auto", "full", "sampled", "projected"),
-        ),
+        SKETCH,
         Parameter("significance", 0.01, "one-sided level of the tests", low=1e-6, high=0.5),
-        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+        BATCH_SIZE,
     ),
     references=(
         Reference(

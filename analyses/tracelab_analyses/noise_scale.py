@@ -15,7 +15,6 @@ import xarray as xr
 from scipy import stats
 
 from tracelab.contracts import (
-    NETWORK,
     Analysis,
     Finding,
     Input,
@@ -23,6 +22,7 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.outcomes import at_ends, shown, subject
 from tracelab.typing import Array, FloatArray, Status
 
 if TYPE_CHECKING:
@@ -108,22 +108,19 @@ def noise_scale(
 
 def finding(result: xr.Dataset) -> Finding:
     """Return the network's noise scale at the first and the last probe."""
-    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
-    rows = result.sel(layer=label)
-    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    good = shown(result)
     if good.sizes["step"] == 0:
         return Finding("No cell had enough finite, varying noise samples for a noise scale.")
 
-    def describe(index: int) -> str:
-        row = good.isel(step=index)
+    def describe(row: xr.Dataset) -> str:
         value, low, high = (
             f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
             for number in (float(row[f"noise_scale{end}"]) for end in ("", "_low", "_high"))
         )
         return f"{value} examples ({low} to {high}) at step {int(row['step'])}"
 
-    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
-    where = "the network" if label == NETWORK else label
+    parts = at_ends(good, describe)
+    where = subject(good)
     return Finding(
         f"The gradient noise scale of {where} is {', and '.join(parts)}.",
         (
@@ -145,9 +142,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
         axis.set_xscale("symlog", linthresh=10)
         axis.set_yscale("log")
     for index, (label, result) in enumerate(results.items()):
-        name = NETWORK if NETWORK in result["layer"].values else result["layer"].values[-1]
-        row = result.sel(layer=name)
-        row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
+        row = shown(result)
         color = f"C{index}"
         left.fill_between(
             row["step"], row["noise_scale_low"], row["noise_scale_high"],

@@ -29,12 +29,12 @@ from tracelab.contracts import (
     NETWORK,
     Analysis,
     Finding,
-    Input,
     Parameter,
     Reference,
     Variable,
 )
-from tracelab.noise import usable_series
+from tracelab.outcomes import at_ends, blank, shown, subject
+from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import stable
 from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.mohammadi import mohammadi
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
-# A series that takes few values has no density: its likelihood is unbounded at an atom.
-MAX_REPEATS = 0.5
 MAX_COLORED = 10
 MAX_COLUMNS = 3
 _CELL = ("step", "layer")
@@ -80,17 +78,12 @@ def tail_index(
         See ``ANALYSIS.outputs``.
     """
     shape = noise.shape[:2]
-    out: dict[str, Array] = {
-        variable.name: np.full(
-            shape, np.nan if variable.dtype == "float64" else 0, dtype=variable.dtype
-        )
-        for variable in ANALYSIS.outputs
-    }
+    out = blank(ANALYSIS.outputs, dict(zip(_CELL, shape, strict=True)))
     for cell in np.ndindex(*shape):
         x = noise[cell]
         status, series = usable_series(x, MIN_BATCHES)
         if status is Status.OK:
-            series = series[:, _repeats(series) < MAX_REPEATS]
+            series = series[:, dense(series)]
             status = Status.OK if series.shape[1] else Status.CONSTANT_INPUT
         out["n_batches"][cell], out["n_series"][cell] = series.shape
         out["n_dropped"][cell] = x.shape[1] - series.shape[1]
@@ -100,12 +93,6 @@ def tail_index(
             for name, value in _cell(series, mode, confidence, rng).items():
                 out[name][cell] = value
     return out
-
-
-def _repeats(series: FloatArray) -> FloatArray:
-    """Return the share of values of each series that repeat another: dead units leave atoms."""
-    share: FloatArray = np.mean(np.diff(np.sort(series, axis=0), axis=0) == 0, axis=0)
-    return share
 
 
 def _cell(
@@ -135,14 +122,14 @@ def _fit(
 ) -> tuple[dict[str, float], stable.CommonFit]:
     """Return alpha with its interval for one cell, as the mode treats it, and the fit behind it."""
     if mode == "standardized":
-        series, halves = _standardized(series), (series[::2], series[1::2])
+        series, halves = by_quartiles(series), (series[::2], series[1::2])
     fit = stable.fit_common(series, "each" if mode == "batches" else "shared", confidence)
     alpha, low, high = float(fit.alpha), float(fit.alpha_low), float(fit.alpha_high)
     bias = 0.0
     if mode == "standardized":
         # Scales estimated from K batches mix Gaussians of slightly different scales, a bias of
         # order 1/K: twice as large in halves, which removes it (Quenouille's jackknife).
-        parts = [stable.fit_common(_standardized(half), "shared").alpha for half in halves]
+        parts = [stable.fit_common(by_quartiles(half), "shared").alpha for half in halves]
         bias = float(np.mean(parts)) - alpha
         bias = bias if np.isfinite(bias) else 0.0
     found = {
@@ -156,13 +143,6 @@ def _fit(
     return found, fit
 
 
-def _standardized(series: FloatArray) -> FloatArray:
-    low, middle, high = np.quantile(series, [0.25, 0.5, 0.75], axis=0)
-    spread = np.where(high > low, high - low, np.nan)
-    scaled: FloatArray = ((series - middle) / spread)[:, np.isfinite(spread)]
-    return scaled
-
-
 def largest_divisor(n: int, bound: int) -> int:
     """Return the largest divisor of `n` that is at most `bound`."""
     return max(d for d in range(1, bound + 1) if n % d == 0)
@@ -172,14 +152,11 @@ def finding(result: xr.Dataset) -> Finding:
     """Return alpha of the network (or one layer) at the first and the last probe."""
     parameters = dict(result.attrs["parameters"])
     mode = parameters["mode"]
-    label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
-    rows = result.sel(layer=label)
-    good = rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
+    good = shown(result)
     if good.sizes["step"] == 0:
         return Finding("No cell had enough finite, varying noise samples for a tail index.")
 
-    def describe(index: int) -> str:
-        row = good.isel(step=index)
+    def describe(row: xr.Dataset) -> str:
         alpha, low, high, control = (
             float(row[name]) for name in ("alpha", "alpha_low", "alpha_high", "alpha_control")
         )
@@ -188,8 +165,8 @@ def finding(result: xr.Dataset) -> Finding:
             f"where exactly Gaussian noise of the same covariance reads {control:.3f}"
         )
 
-    parts = [describe(0)] + ([describe(-1)] if good.sizes["step"] > 1 else [])
-    where = "the network" if label == NETWORK else label
+    parts = at_ends(good, describe)
+    where = subject(good)
     warnings = []
     if mode == "pooled":
         warnings.append(
@@ -270,12 +247,7 @@ ANALYSIS = Analysis(
     name="tail_index",
     summary="How heavy are the tails of gradient noise? Stable index alpha with its control",
     version=1,
-    inputs=(
-        Input(
-            Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
-            sources=("noise",),
-        ),
-    ),
+    inputs=(NOISE,),
     outputs=(
         Variable("alpha", _CELL, description="maximum-likelihood stable index"),
         Variable("alpha_se", _CELL, description="standard error, minibatches as clusters"),
@@ -321,14 +293,9 @@ ANALYSIS = Analysis(
             "what is one i.i.d. sample",
             choices=("batches", "pooled", "standardized"),
         ),
-        Parameter(
-            "sketch",
-            "auto",
-            "which recorded series; auto takes full, then sampled, then projected",
-            choices=("auto", "full", "sampled", "projected"),
-        ),
+        SKETCH,
         Parameter("confidence", 0.95, "level of the intervals", low=0.5, high=0.9999),
-        Parameter("batch_size", None, "synthetic batch size, a multiple of the recorded", low=1),
+        BATCH_SIZE,
     ),
     references=(
         Reference(

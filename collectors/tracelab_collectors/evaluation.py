@@ -16,7 +16,8 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab.trace.schema import NAME
 from tracelab_collectors.collector import Loss, Recording, Run
-from tracelab_collectors.frozen import Frozen, evaluating, forked_generators
+from tracelab_collectors.frozen import Frozen, evaluating
+from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.scheduled import at_least
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as trees
@@ -16,30 +14,9 @@ from torch.utils import _pytree as trees
 from tracelab.errors import UsageError
 from tracelab_collectors.collector import Loss
 
-__all__ = ["Frozen", "FrozenLoss", "evaluating", "forked_generators"]
+__all__ = ["Frozen", "FrozenLoss", "evaluating"]
 
 _Result = TypeVar("_Result")
-
-
-@contextmanager
-def forked_generators(seed: int) -> Iterator[None]:
-    """Seed every global generator in use for the block, and put all back behind it.
-
-    These are torch's on the CPU and on every CUDA device, Python's and NumPy's.
-    """
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    cuda = torch.cuda.is_initialized()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count() if cuda else 0)):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed_all(seed)
-            random.seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager

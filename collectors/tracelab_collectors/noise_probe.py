@@ -14,8 +14,9 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sample, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run
 from tracelab_collectors.deviations import Deviations
-from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.full_data import full_gradient
+from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
 from tracelab_collectors.moments import squared_norms

@@ -9,7 +9,8 @@ import torch
 
 from tracelab.errors import UsageError
 from tracelab_collectors.collector import Recording, Run
-from tracelab_collectors.frozen import FrozenLoss, forked_generators
+from tracelab_collectors.frozen import FrozenLoss
+from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 
 __all__ = ["rehearse_loss"]

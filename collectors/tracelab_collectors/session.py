@@ -232,7 +232,8 @@ class Session:
             return None
         replaced = None
         try:
-            if which in self._entered - self._stepped and steps_within_itself(optimizer):
+            under_way = which in self._entered and which not in self._stepped
+            if under_way and steps_within_itself(optimizer):
                 self._go_further(which, optimizer, args, kwargs)
             else:
                 replaced = self._begin(which, optimizer, args, kwargs)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tracelab_collectors.frozen import FrozenLoss
+from tracelab_collectors.generators import generator_states
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.reached import reached, unchanged
 
@@ -70,13 +69,13 @@ class Trial:
         It may raise. What the first evaluation leaves behind is no mark: caches are filled by it.
         """
         gradient = gradient or loss.gradient
-        before, found = _generators(), []
+        before, found = generator_states(), []
         held: list[Any] = []
         with FlopCounterMode(display=False) as counter:
             for batch in batches:
                 found.append(gradient(batch))
                 held = held or reached(*loss.roots)
-        after = _generators()
+        after = generator_states()
         counts = counter.get_flop_counts()["Global"]
         convolutions = sum(count for name, count in counts.items() if "conv" in str(name))
         return cls(
@@ -177,13 +176,3 @@ def fill(
         copy_into(layout.views(rows[index]), gradients)
         losses[index] = value.reshape(())
     return losses
-
-
-def _generators() -> tuple[list[bytes], tuple[str, str]]:
-    """Return the states of torch's generators, and of Python's and NumPy's."""
-    states = [torch.get_rng_state()]
-    if torch.cuda.is_initialized():
-        states += torch.cuda.get_rng_state_all()
-    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
-    text = f"{numpy['state']['key'].tobytes()!r} {numpy['state']['pos']} {numpy['gauss']}"
-    return [state.numpy().tobytes() for state in states], (repr(random.getstate()), text)

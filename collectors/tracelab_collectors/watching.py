@@ -18,7 +18,7 @@ from tracelab_collectors import exits
 from tracelab_collectors.attach import attach
 from tracelab_collectors.bystander import Bystander
 from tracelab_collectors.examples import Examples
-from tracelab_collectors.frozen import forked_generators
+from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.owners import owner
 from tracelab_collectors.presets import chosen

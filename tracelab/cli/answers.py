@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from tracelab.contracts import NETWORK
+from tracelab.outcomes import shown
 from tracelab.typing import Status
 
 __all__ = ["MORE_STUDIES", "STUDIES", "Study", "answers"]
@@ -77,24 +76,15 @@ def answers(found: Found, batch_sizes: Mapping[str, int]) -> list[str]:
     return [_gaussianity(found, batch_sizes), _tails(found), _noise_and_weights(found)]
 
 
-def _network(result: xr.Dataset) -> xr.Dataset:
-    """Return the cells of all layers together that have numbers."""
-    names = [str(name) for name in result["layer"].values]
-    row = result.sel(layer=NETWORK if NETWORK in names else names[-1])
-    if "step" not in row.dims:
-        return row
-    return row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
-
-
 def _gaussianity(found: Found, batch_sizes: Mapping[str, int]) -> str:
     parts, verdicts = [], []
     for run, results in found.items():
         shares = []
         for study in (_DIRECTIONS, _COORDINATES):
-            cells = _network(results[study]).sel(test="anderson")
+            cells = shown(results[study]).sel(test="anderson")
             shares.append(_first_to_last(100 * cells["rejection_rate"], "{:.0f} %"))
         parts.append(f"{run} {' / '.join(shares)}")
-        early = _network(results[_DIRECTIONS]).sel(test="anderson").isel(step=slice(0, 1))
+        early = shown(results[_DIRECTIONS]).sel(test="anderson").isel(step=slice(0, 1))
         if batch_sizes[run] >= _LARGE_BATCH and early.sizes["step"]:
             rate, low, high = (
                 float(early[f"rejection_rate{end}"].item()) for end in ("", "_low", "_high")
@@ -118,12 +108,12 @@ def _tails(found: Found) -> str:
     for run, results in found.items():
         readings = []
         for name, study in modes.items():
-            last = _network(results[study]).isel(step=slice(-1, None))
+            last = shown(results[study]).isel(step=slice(-1, None))
             if last.sizes["step"]:
                 alpha, control = (last[each].item() for each in ("alpha", "alpha_control"))
                 readings.append(f"{name} {alpha:.2f} [{control:.2f}]")
         parts.append(f"{run} {', '.join(readings) or 'no number'}")
-        pooled = _network(results[_POOLED]).isel(step=slice(-1, None))
+        pooled = shown(results[_POOLED]).isel(step=slice(-1, None))
         if pooled.sizes["step"]:
             alpha, high, control = (
                 pooled[each].item() for each in ("alpha", "alpha_high", "alpha_control")
@@ -145,8 +135,8 @@ def _tails(found: Found) -> str:
 def _noise_and_weights(found: Found) -> str:
     parts = []
     for run, results in found.items():
-        scale = _first_to_last(_network(results[_NOISE])["noise_scale"], "{:,.0f}")
-        path = _network(results[_WEIGHTS])
+        scale = _first_to_last(shown(results[_NOISE])["noise_scale"], "{:,.0f}")
+        path = shown(results[_WEIGHTS])
         if int(path["status"]) == int(Status.OK):
             exponent, low, high = (
                 float(path[f"power_exponent{end}"]) for end in ("", "_low", "_high")

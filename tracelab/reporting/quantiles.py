@@ -17,8 +17,8 @@ from scipy import special
 
 from tracelab.contracts import NETWORK
 from tracelab.errors import DamagedError
-from tracelab.noise import usable_series
 from tracelab.reporting.style import Picture, picture, plain_text
+from tracelab.series import usable_series
 from tracelab.stats import stable
 from tracelab.trace import Trace
 from tracelab.typing import FloatArray, IntArray, Sketched, Status
