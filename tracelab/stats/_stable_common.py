@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import check_confidence
 from tracelab.stats._stable_cell import interval, maximise, prepare
 from tracelab.stats._stable_density import table
 from tracelab.stats._stable_fit import MIN_SAMPLES
@@ -113,8 +114,7 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
     """
     if scales not in get_args(Scales):
         raise UsageError(f"scales must be 'each' or 'shared', got {scales!r}")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    check_confidence(confidence)
     values = np.asarray(x)
     if values.ndim < 2:
         raise UsageError(f"x must have shape (..., batch, series), got shape {values.shape}")

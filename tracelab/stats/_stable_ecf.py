@@ -15,11 +15,12 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._stable_exact import skew_tangent
 from tracelab.stats._stable_linear import invert_free
 from tracelab.stats._stable_parameters import Parametrization
-from tracelab.stats._stable_quantile import LEVELS, quantile_estimates, quantile_table
-from tracelab.stats._stable_result import StableFit, assemble, check_confidence
+from tracelab.stats._stable_quantile import from_quantiles
+from tracelab.stats._stable_result import StableFit, assemble
 from tracelab.stats._stable_rows import prepare
 from tracelab.typing import Status
 
@@ -367,40 +368,28 @@ def fit_ecf(
     >>> bool(found.alpha_low < 1.5 < found.alpha_high)
     True
     """
-    z = check_confidence(confidence)
+    z = normal_quantile(confidence)
     rows = prepare(x, axis, _MIN_SAMPLES)
-    count = rows.counts.size
-    estimates, covariance = np.zeros((count, 4)), np.zeros((count, 4, 4))
-    iterations, status = np.zeros(count, dtype=np.int64), rows.status.copy()
-    quantile_estimates(
-        rows.values,
-        rows.counts,
-        quantile_table(),
-        LEVELS,
-        estimates,
-        covariance,
-        iterations,
-        status,
-    )
-    interval = np.full((count, 2), np.nan)
+    start = from_quantiles(rows)
+    interval = np.full((rows.counts.size, 2), np.nan)
     _fit_rows(
         rows.values,
         rows.counts,
         GRID,
-        estimates,
-        covariance,
-        iterations,
-        status,
+        start.estimates,
+        start.covariance,
+        start.iterations,
+        start.status,
         z,
         interval,
     )
     return assemble(
         rows,
-        estimates,
-        covariance,
+        start.estimates,
+        start.covariance,
         parametrization,
         z,
-        status,
-        iterations,
+        start.status,
+        start.iterations,
         alpha_interval=interval,
     )

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from tracelab.stats._stable_result import StableFit, assemble, check_confidence
+from tracelab.stats._confidence import normal_quantile
+from tracelab.stats._stable_result import StableFit, assemble
 from tracelab.stats._stable_rows import prepare
 
 __all__ = ["fit_log_moments", "log_cumulants"]
@@ -111,7 +112,7 @@ def fit_log_moments(x: ArrayLike, axis: int = -1, confidence: float = 0.95) -> S
     >>> bool(found.alpha_low < 1.3 < found.alpha_high)
     True
     """
-    z = check_confidence(confidence)
+    z = normal_quantile(confidence)
     rows = prepare(x, axis, _MIN_SAMPLES)
     moments = np.empty((rows.counts.size, 5))
     _moments(rows.values, rows.counts, moments)

@@ -14,6 +14,7 @@ A, B, C, D and the log-densities at the five quantiles; Newton's method inverts 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -21,12 +22,13 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._stable_parameters import Parametrization
-from tracelab.stats._stable_result import StableFit, assemble, check_confidence
-from tracelab.stats._stable_rows import hazen, prepare
+from tracelab.stats._stable_result import StableFit, assemble
+from tracelab.stats._stable_rows import Rows, hazen, prepare
 from tracelab.typing import Status
 
-__all__ = ["LEVELS", "fit_quantile", "quantile_estimates", "quantile_table"]
+__all__ = ["Start", "fit_quantile", "from_quantiles"]
 
 Float64 = NDArray[np.float64]
 
@@ -194,6 +196,48 @@ def quantile_estimates(
             covariance[r, 1, 1] = np.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Estimates by quantiles, which other fits go on from and write to.
+
+    Parameters
+    ----------
+    estimates : ndarray, shape (row, 4)
+        Alpha, beta, scale, location in S0, of standardised rows.
+    covariance : ndarray, shape (row, 4, 4)
+        Of alpha, beta, log scale, location / scale.
+    iterations, status : ndarray, shape (row,)
+        As in ``StableFit``.
+    """
+
+    estimates: Float64
+    covariance: Float64
+    iterations: NDArray[np.int64]
+    status: NDArray[np.uint8]
+
+
+def from_quantiles(rows: Rows) -> Start:
+    """Return the estimates of every row by quantiles."""
+    count = rows.counts.size
+    start = Start(
+        np.zeros((count, 4)),
+        np.zeros((count, 4, 4)),
+        np.zeros(count, dtype=np.int64),
+        rows.status.copy(),
+    )
+    quantile_estimates(
+        rows.values,
+        rows.counts,
+        quantile_table(),
+        LEVELS,
+        start.estimates,
+        start.covariance,
+        start.iterations,
+        start.status,
+    )
+    return start
+
+
 def fit_quantile(
     x: ArrayLike,
     axis: int = -1,
@@ -241,19 +285,9 @@ def fit_quantile(
     >>> bool(found.alpha_low < 1.5 < found.alpha_high)
     True
     """
-    z = check_confidence(confidence)
+    z = normal_quantile(confidence)
     rows = prepare(x, axis, _MIN_SAMPLES)
-    count = rows.counts.size
-    estimates, covariance = np.zeros((count, 4)), np.zeros((count, 4, 4))
-    iterations, status = np.zeros(count, dtype=np.int64), rows.status.copy()
-    quantile_estimates(
-        rows.values,
-        rows.counts,
-        quantile_table(),
-        LEVELS,
-        estimates,
-        covariance,
-        iterations,
-        status,
+    start = from_quantiles(rows)
+    return assemble(
+        rows, start.estimates, start.covariance, parametrization, z, start.status, start.iterations
     )
-    return assemble(rows, estimates, covariance, parametrization, z, status, iterations)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from tracelab.errors import UsageError
 from tracelab.stats._stable_parameters import check_parametrization, tangent
 from tracelab.stats._stable_rows import Rows
 from tracelab.typing import Array, Status
 
-__all__ = ["StableFit", "assemble", "check_confidence"]
+__all__ = ["StableFit", "assemble"]
 
 Float64 = NDArray[np.float64]
 
@@ -73,13 +71,6 @@ class StableFit:
     status: NDArray[np.uint8]
     iterations: NDArray[np.int64]
     n_samples: int
-
-
-def check_confidence(confidence: float) -> float:
-    """Return the normal quantile of a two-sided level; raise a UsageError outside (0, 1)."""
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
-    return float(special.ndtri(0.5 + 0.5 * confidence))
 
 
 def _tangent_slope(alpha: Float64, beta: Float64) -> Float64:

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tracelab.stats._samples import as_rows
 from tracelab.stats._stable_fit import mask_atoms
 from tracelab.typing import Status
 
@@ -95,9 +96,8 @@ def _prepare(
 
 def prepare(x: ArrayLike, axis: int, least: int) -> Rows:
     """Return the cells of `x` as rows; those of fewer than `least` values are not fitted."""
-    values = np.moveaxis(np.asarray(x), axis, -1).astype(np.float64)
-    lead, n = values.shape[:-1], values.shape[-1]
-    rows = np.sort(values.reshape(math.prod(lead), n), axis=-1)
+    values, lead = as_rows(x, axis)
+    rows = np.sort(values.astype(np.float64), axis=-1)
     count = rows.shape[0]
     counts = np.zeros(count, dtype=np.int64)
     centre, spread, tied = np.zeros(count), np.ones(count), np.zeros(count)

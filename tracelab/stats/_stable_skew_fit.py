@@ -13,12 +13,13 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._stable_climb import V_MIN, gaussian
 from tracelab.stats._stable_density import EDGE
 from tracelab.stats._stable_linear import invert_free
 from tracelab.stats._stable_parameters import Parametrization
-from tracelab.stats._stable_quantile import LEVELS, quantile_estimates, quantile_table
-from tracelab.stats._stable_result import StableFit, assemble, check_confidence
+from tracelab.stats._stable_quantile import from_quantiles
+from tracelab.stats._stable_result import StableFit, assemble
 from tracelab.stats._stable_rows import prepare
 from tracelab.stats._stable_skew import (
     ALPHA_LOW,
@@ -446,43 +447,31 @@ def fit_skewed(
     >>> bool(found.alpha_low < 1.5 < found.alpha_high) and bool(found.beta_low < 0.5)
     True
     """
-    z = check_confidence(confidence)
+    z = normal_quantile(confidence)
     rows = prepare(x, axis, _MIN_SAMPLES)
-    count = rows.counts.size
-    estimates, covariance = np.zeros((count, 4)), np.zeros((count, 4, 4))
-    iterations, status = np.zeros(count, dtype=np.int64), rows.status.copy()
+    start, count = from_quantiles(rows), rows.counts.size
     interval, loglik = np.full((count, 4), np.nan), np.full((count, 2), np.nan)
-    quantile_estimates(
-        rows.values,
-        rows.counts,
-        quantile_table(),
-        LEVELS,
-        estimates,
-        covariance,
-        iterations,
-        status,
-    )
     _fit_rows(
         rows.values,
         rows.counts,
         rows.spread,
         skew_table(),
         z,
-        estimates,
-        covariance,
+        start.estimates,
+        start.covariance,
         interval,
         loglik,
-        iterations,
-        status,
+        start.iterations,
+        start.status,
     )
     return assemble(
         rows,
-        estimates,
-        covariance,
+        start.estimates,
+        start.covariance,
         parametrization,
         z,
-        status,
-        iterations,
+        start.status,
+        start.iterations,
         alpha_interval=interval[:, :2],
         beta_interval=interval[:, 2:],
         loglik=loglik,

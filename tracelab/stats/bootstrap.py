@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import check_confidence
 from tracelab.stats._samples import as_rows
 from tracelab.typing import FloatArray, IntArray, Status
 
@@ -123,8 +124,7 @@ def bootstrap(
         raise UsageError(f"n_boot must be at least 99, for an interval of 95 %, got {n_boot}")
     if method not in get_args(Method):
         raise UsageError(f"method must be one of {', '.join(get_args(Method))}, got {method!r}")
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    check_confidence(confidence)
     rows, lead = as_rows(x, axis)
     rows = rows.astype(np.float64)
     n = rows.shape[1]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._samples import as_rows
 from tracelab.typing import FloatArray, Status
 
@@ -195,8 +196,7 @@ def fit(
             f"sums must have {2 * len(FREQUENCIES)} numbers along their last axis, got shape "
             f"{given.shape}; give what tracelab.stats.characteristic.sums returned"
         )
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    z = normal_quantile(confidence)
     lead = given.shape[:-1]
     rows = given.reshape(-1, given.shape[-1])
     counts = _each(n, lead, "n").astype(np.int64)
@@ -204,7 +204,6 @@ def fit(
     status = np.full(len(rows), Status.OK, dtype=np.uint8)
     found = np.full((len(rows), 14), np.nan)
     found[:, 12:] = 0
-    z = float(special.ndtri(0.5 + 0.5 * confidence))
     for row in range(len(rows)):
         if not np.isfinite(rows[row]).all():
             status[row] = Status.NON_FINITE_INPUT

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import check_confidence
 from tracelab.typing import Status
 
 __all__ = ["Mohammadi", "default_blocks", "mohammadi"]
@@ -125,8 +126,7 @@ def mohammadi(
     multivariate alpha-stable distributions", Metrika 78, 2015, corollary 2.4; used by Simsekli,
     Sagun, Gurbuzbalaban, ICML 2019.
     """
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    check_confidence(confidence)
     if shuffles < 0:
         raise UsageError(f"shuffles must not be negative, got {shuffles!r}")
     if shuffles > 0 and rng is None:

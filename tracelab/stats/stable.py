@@ -6,13 +6,14 @@ N(loc, 2 scale^2); skewed laws as in `pdf`. `fit` and `fit_common` are symmetric
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import normal_quantile
+from tracelab.stats._samples import as_rows
 from tracelab.stats._stable_common import CommonFit, fit_common
 from tracelab.stats._stable_density import ALPHA_MIN, table
 from tracelab.stats._stable_draws import rvs
@@ -23,7 +24,7 @@ from tracelab.stats._stable_law import Accuracy, cdf, logpdf, pdf, ppf, sf
 from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_quantile import fit_quantile
-from tracelab.stats._stable_result import StableFit, check_confidence
+from tracelab.stats._stable_result import StableFit
 from tracelab.stats._stable_score import information, score
 from tracelab.stats._stable_skew_fit import fit_skewed
 from tracelab.stats.mohammadi import mohammadi
@@ -109,12 +110,12 @@ def fit(
     """
     if method not in get_args(Method):
         raise UsageError(f"method must be 'mle' or 'mohammadi', got {method!r}")
-    z = check_confidence(confidence)
-    values = np.moveaxis(np.asarray(x), axis, -1).astype(np.float64)
-    lead, n = values.shape[:-1], values.shape[-1]
+    z = normal_quantile(confidence)
+    given, lead = as_rows(x, axis)
+    values, n = given.astype(np.float64), given.shape[1]
     if method == "mohammadi":
-        return _fit_mohammadi(values, confidence)
-    rows = np.sort(values.reshape(math.prod(lead), n), axis=-1)
+        return _fit_mohammadi(values.reshape(*lead, n), confidence)
+    rows = np.sort(values, axis=-1)
     out = np.zeros((rows.shape[0], 13))
     fit_sorted(rows, table(), z, out)
     columns = (out[:, i].reshape(lead) for i in range(13))

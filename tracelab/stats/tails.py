@@ -21,6 +21,7 @@ import numpy.typing as npt
 from scipy import special
 
 from tracelab.errors import UsageError
+from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._samples import as_rows
 from tracelab.stats._tail_rows import (
     distances,
@@ -444,8 +445,7 @@ class _Estimates:
 
 
 def _estimate(estimator: Estimator, tails: _Tails, ks: IntArray, confidence: float) -> _Estimates:
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence must be in (0, 1), got {confidence!r}")
+    z = normal_quantile(confidence)
     xi, scale = np.full(ks.shape, np.nan), np.full(ks.shape, np.nan)
     rows = np.flatnonzero((tails.status == Status.OK) & (ks >= 1).all(axis=-1))
     found, wide = xi[rows], scale[rows]
@@ -461,7 +461,7 @@ def _estimate(estimator: Estimator, tails: _Tails, ks: IntArray, confidence: flo
     xi[rows], scale[rows] = found, wide
     with np.errstate(invalid="ignore", divide="ignore"):
         se = _ERRORS[estimator](xi, ks)
-    reach = special.ndtri(0.5 + 0.5 * confidence) * se
+    reach = z * se
     low, high = xi - reach, xi + reach
     if estimator == "hill":
         low = ks * xi / special.gammaincinv(ks, 0.5 + 0.5 * confidence)
