@@ -21,7 +21,7 @@ faults: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m faults
 
 gate: $(STAMP)
-	PYTHONPATH=tests $(BIN)/python -m gate
+	$(BIN)/python -m benchmarks._gate
 
 proofs: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m proofs

@@ -10,21 +10,19 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 import tracelab
+from benchmarks.collectors import watch
 from tracelab.cli.console import table
 from tracelab_collectors import Gradients, Statistics
 from tracelab_collectors.attach import attach
 from tracelab_collectors.collector import Collector
-from tracelab_collectors.session import Session
 
-HOOKS = ("before_step", "after_step", "arriving", "accumulated", "passed")
 STRETCHES, STEPS = 40, 20
 
 EVERYTHING = (
@@ -52,22 +50,6 @@ def stepping(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) 
     optimizer.step()
 
 
-def watch(session: Session) -> list[float]:
-    """Return a list whose one number is the processor time spent in the session's hooks so far."""
-    spent = [0.0]
-
-    def timed(call: Callable[..., object], *args: object, **kwargs: object) -> object:
-        started = time.thread_time()
-        try:
-            return call(*args, **kwargs)
-        finally:
-            spent[0] += time.thread_time() - started
-
-    for name in HOOKS:
-        setattr(session, name, partial(timed, getattr(session, name)))
-    return spent
-
-
 def measure(
     widths: Sequence[int], examples: int, collectors: Sequence[Collector], folder: Path
 ) -> tuple[float, float]:
@@ -76,7 +58,7 @@ def measure(
     plain, recorded = trainer(widths, examples), trainer(widths, examples)
     bare, hooks = [], []
     with attach(*recorded, folder / "run.zarr", collectors=collectors) as session:
-        spent = watch(session)
+        spent = watch(session, time.thread_time)
         for _ in range(STRETCHES):
             started = time.thread_time()
             for _ in range(STEPS):
