@@ -264,3 +264,12 @@ def test_heavier_tails_than_the_table_do_not_converge():
         assert found.status == int(Status.NOT_CONVERGED)
         assert found.alpha == pytest.approx(low)
     assert abs(stable.fit_log_moments(x).alpha - 0.3) < 0.05
+
+
+@pytest.mark.parametrize(
+    "fit",
+    [stable.fit, stable.fit_skewed, stable.fit_ecf, stable.fit_quantile, stable.fit_log_moments],
+)
+def test_complex_samples_are_refused(fit):
+    with pytest.raises(UsageError, match="samples must be real numbers, got dtype complex128"):
+        fit(np.ones((2, 50)) * 1j)
