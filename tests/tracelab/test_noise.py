@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tracelab import noise
 from tracelab.errors import NotRecordedError, UsageError
+from tracelab.series import usable_series
 from tracelab.typing import Status
 
 LAYERS = xr.Dataset({"numel": ("layer", [6, 4])}, coords={"layer": ["a", "b"]})
@@ -104,7 +105,7 @@ def test_a_series_without_spread_is_standardized_to_a_constant():
     dataset["sampled"][:, 0, 0] = 9.0
     cells = noise.standardize(noise.layer_samples(dataset, LAYERS, "a"))
     np.testing.assert_array_equal(cells[..., 0], 0)
-    status, kept = noise.usable_series(cells.values[0], 2)
+    status, kept = usable_series(cells.values[0], 2)
     assert status is Status.OK
     assert kept.shape == (BATCHES, 2)
 
@@ -113,8 +114,8 @@ def test_non_finite_values_survive_standardizing():
     dataset, _ = group()
     dataset["sampled"][0, 0, 0] = np.nan
     cells = noise.standardize(noise.layer_samples(dataset, LAYERS, "a"))
-    assert noise.usable_series(cells.values[0], 2)[0] is Status.NON_FINITE_INPUT
-    assert noise.usable_series(cells.values[1], 2)[0] is Status.OK
+    assert usable_series(cells.values[0], 2)[0] is Status.NON_FINITE_INPUT
+    assert usable_series(cells.values[1], 2)[0] is Status.OK
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_non_finite_values_survive_standardizing():
     ],
 )
 def test_a_cell_says_why_it_cannot_be_used(cell, status):
-    assert noise.usable_series(cell, 20)[0] is status
+    assert usable_series(cell, 20)[0] is status
 
 
 def test_lazy_stays_lazy():

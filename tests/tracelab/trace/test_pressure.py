@@ -42,7 +42,8 @@ def test_rows_are_left_out_on_request_and_counted(tmp_path, disk):
     # Whatever it takes off the queue, it cannot store: nobody waits, and most rows find no room.
     for step in range(1, 100):
         writer.append("weights", step=step, full=np.full(2000, step))
-    writer.extend("weights", steps=range(100, 110), full=np.zeros((10, 2000)))
+    steps = np.arange(100, 110)
+    writer.extend("weights", steps=steps, full=np.tile(steps[:, None], 2000))
     disk.set()
     writer.flush()
     trace = open_trace(tmp_path / "a")
