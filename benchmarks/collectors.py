@@ -146,6 +146,26 @@ def measure(workload: Workload, recorded: Recorded) -> tuple[float, float, float
     return bare, ratio, statistics.median(samples)
 
 
+def copies(workload: Workload) -> tuple[float, float]:
+    """Return a bare step, and plain copies of gradient and weights over it: the least there is.
+
+    Copies go to memory that is not in the cache, as rows of blocks do.
+    """
+    model, _, step = trainer(workload)
+    step()
+    weights = [each.detach() for each in model.parameters()]
+    gradients = [each.grad for each in model.parameters()]
+    rows = max(2, (64 << 20) // sum(4 * each.numel() for each in weights))
+    ring = [[torch.empty_like(each) for each in weights + gradients] for _ in range(rows)]
+    bare, found = [], []
+    for i in range(3 * rows):
+        bare.append(per_step(step, 1))
+        started = time.perf_counter()
+        torch._foreach_copy_(ring[i % rows], weights + gradients)
+        found.append(time.perf_counter() - started)
+    return statistics.median(bare), statistics.median(found[rows:])
+
+
 def histograms(workload: Workload) -> tuple[float, float]:
     """Return what histograms of 64 bins in tensor hooks cost, as experiment trackers take them."""
     plain, watched = trainer(workload), trainer(workload)
@@ -208,6 +228,12 @@ def main() -> None:
                 f"| {hooks * 1e6:.0f} us ({hooks / bare:.2%}) |",
                 flush=True,
             )
+        bare, copied = copies(workload)
+        print(
+            f"| {workload.name} | for comparison: plain copies of gradient and weights "
+            f"| {bare * 1e3:.2f} ms | | {copied * 1e6:.0f} us ({copied / bare:.2%}) |",
+            flush=True,
+        )
         bare, ratio = histograms(workload)
         print(
             f"| {workload.name} | for comparison: torch.histc in a hook of every layer "
