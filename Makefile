@@ -11,11 +11,14 @@ export OMP_NUM_THREADS ?= 1
 demo: $(STAMP)
 	$(BIN)/tracelab demo --out demo --force
 
+# Tests of one file share what they set up.
+PYTEST = $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 faults: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m faults

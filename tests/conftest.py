@@ -1,5 +1,6 @@
 import signal
 
+import hypothesis
 import pytest
 from traces import write_trace
 
@@ -8,6 +9,10 @@ import tracelab
 # What a shell starts in the background ignores Ctrl-C, and so would every process that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Time says more of what else the machine does than of an example.
+hypothesis.settings.register_profile("tracelab", deadline=None)
+hypothesis.settings.load_profile("tracelab")
 
 
 @pytest.fixture

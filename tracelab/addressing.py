@@ -63,9 +63,12 @@ class Address:
 def address(
     recorded: IntArray, names: Sequence[str], steps: IntArray, labels: Sequence[str]
 ) -> Address:
-    """Return where steps and labels are in a group of these steps and layers."""
+    """Return where steps and labels are in a group of these steps and layers.
+
+    A group without layers has its one row for all of them.
+    """
     positions = {name: position for position, name in enumerate(names)}
-    layers = [positions[label] if label != NETWORK else -1 for label in labels]
+    layers = [positions[label] if names and label != NETWORK else -1 for label in labels]
     rows = np.searchsorted(recorded, steps)
     return Address(rows, np.asarray(layers, dtype=np.int64), len(names), None)
 

@@ -230,7 +230,8 @@ class Analysis:
     references : tuple of Reference
         At least one.
     coords : mapping of str to tuple
-        Coordinate labels of output dims that are not cell dims.
+        Coordinate labels of output dims that are not cell dims. Dims of inputs that are not among
+        them are numbered.
     """
 
     name: str

@@ -164,9 +164,14 @@ def plan(
         for name, dataset in datasets.items()
     }
     first, *others = datasets
-    shared = set(names[first]).intersection(*(names[other] for other in others))
-    labels = [label for label in names[first] if label in shared]
-    if len(labels) > 1:
+    layered = [labels for labels in names.values() if labels]
+    # Groups without layers hold what is the same for all.
+    labels = [
+        label
+        for label in (layered[0] if layered else ())
+        if all(label in other for other in layered)
+    ]
+    if len(labels) > 1 or not layered:
         labels.append(NETWORK)
     if layers is not None:
         labels = [label for label in labels if layers(label)]
@@ -191,7 +196,7 @@ def plan(
             addresses[read.group] = replace(addresses[read.group], spans=known)
     grain = _grain(analysis, reads, addresses, trace, len(labels))
     return Plan(
-        analysis=analysis,
+        analysis=replace(analysis, coords=_coords(analysis, reads, trace)),
         parameters=dict(parameters),
         groups=groups,
         sources=sources,
@@ -240,6 +245,28 @@ def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
         grain=grain,
         blocks=cutting.blocks(grain),
     )
+
+
+def _coords(
+    analysis: Analysis, reads: Mapping[str, Read], trace: Trace
+) -> dict[str, Sequence[Any]]:
+    """Return the labels of output dims that are not cell dims: the declared, else the recorded."""
+    found = dict(analysis.coords)
+    fields = [trace.stored(read.group)[read.array] for read in reads.values() if read.array]
+    sizes = {
+        dim: size for field in fields for dim, size in zip(field.dims, field.shape, strict=True)
+    }
+    for variable in analysis.outputs:
+        for dim in variable.dims:
+            if dim in found or dim in analysis.cell:
+                continue
+            if dim not in sizes:
+                raise UsageError(
+                    f"analysis {analysis.name!r}: output {variable.name!r} has the dimension "
+                    f"{dim!r}, which neither its coords nor what it reads has"
+                )
+            found[dim] = range(sizes[dim])
+    return found
 
 
 def _kind(source: str) -> str:

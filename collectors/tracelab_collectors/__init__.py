@@ -3,6 +3,7 @@
 from tracelab_collectors.evaluation import Evaluation, misclassified
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.gradients import Gradients
+from tracelab_collectors.hessian_vectors import HessianVectors
 from tracelab_collectors.live_examples import LiveExamples
 from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
@@ -14,6 +15,7 @@ __all__ = [
     "Evaluation",
     "Examples",
     "Gradients",
+    "HessianVectors",
     "LiveExamples",
     "MicroBatches",
     "NoiseProbe",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as trees
 
 from tracelab.errors import UsageError
@@ -156,6 +157,39 @@ class FrozenLoss:
                 loss, self._wanted, allow_unused=True, materialize_grads=True
             )
         return loss.detach(), gradients
+
+    def graph(self, batch: Any) -> tuple[Tensor, ...]:
+        """Return the gradient of a batch with the graph it was computed by, for `product`.
+
+        Attention is computed by plain operations: faster kernels have no second derivative.
+        """
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            return torch.autograd.grad(
+                self._evaluate(batch),
+                self._wanted,
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,
+            )
+
+    def product(self, gradient: Sequence[Tensor], vector: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the product of the Hessian with a vector, by parameter; `gradient` from `graph`.
+
+        The gradient's graph is kept, and can be used again. Backward through backward: what goes
+        backward through forward derivatives is wrong, without a word, behind layer and batch
+        normalisation (pytorch#196699, pytorch#196700).
+        """
+        pairs = [each for each in zip(gradient, vector, strict=True) if each[0].requires_grad]
+        if not pairs:
+            return tuple(torch.zeros_like(each) for each in self._wanted)
+        return torch.autograd.grad(
+            [each for each, _ in pairs],
+            self._wanted,
+            [each for _, each in pairs],
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
 
     def gradients(
         self, batches: Sequence[Any], *, randomness: str = "error"

@@ -76,7 +76,7 @@ def test_dependent_residuals_widen_the_interval():
 
 
 @given(scale=st.floats(1e-6, 1e6), seed=st.integers(0, 1_000))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_unit_of_weight_does_not_matter(scale, seed):
     d = power_law(0.5, 0.4, 0.05, seed)
     one, other = fit(d), fit(scale * d)

@@ -10,6 +10,7 @@ from tracelab_collectors import (
     Evaluation,
     Examples,
     Gradients,
+    HessianVectors,
     LiveExamples,
     NoiseProbe,
     OptimizerState,
@@ -18,7 +19,7 @@ from tracelab_collectors import (
 )
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
-KNOWN |= {"evaluation", "optimizer_state"}
+KNOWN |= {"evaluation", "hessian_vectors", "optimizer_state"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -59,6 +60,15 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
         found += [
             Examples(every=90, examples=12, mode="eval"),
             Evaluation(every=80, examples=12),
+            HessianVectors(
+                every=100,
+                vectors=2,
+                lanczos_steps=3,
+                top=2,
+                examples=12,
+                noise_batches=2,
+                batch_size=8,
+            ),
             NoiseProbe(every=40, batches=3, batch_size=8, moments="coordinates"),
             NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
         ]

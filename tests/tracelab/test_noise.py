@@ -71,7 +71,7 @@ def test_coordinates_come_before_projections():
 
 
 @given(times=st.integers(1, 6), seed=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_synthetic_batches_are_means_of_disjoint_batches(times, seed):
     dataset, full = group(seed)
     found = noise.samples(dataset, LAYERS, layer="b", batch_size=8 * times)

@@ -99,7 +99,7 @@ LAYERS = st.sampled_from([None, "a", "[ab]", "c|network", "network", "[^n].*"])
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(requests=st.lists(st.tuples(SLICES, LAYERS), min_size=1, max_size=5), size=st.booleans())
 def test_any_selections_share_their_cells(grid, tmp_path_factory, requests, size):
     """Each cell is computed once however requests overlap, and each result is as if alone."""
@@ -309,7 +309,7 @@ def test_progress_is_of_what_must_be_computed(tmp_path, monkeypatch):
     assert 1 < blocks <= 2 * N_LABELS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), few=st.booleans())
 def test_what_is_missing_is_cut_into_blocks_that_hold_nothing_else(grid, data, few):
     plan = planning.plan(toys.TOY, tracelab.open(grid), toys.TOY.resolve({}))

@@ -64,7 +64,7 @@ def gaussian_pvalue(statistic: ArrayLike, n: ArrayLike) -> Float64:
     statistic : array_like
         Of samples of `n` independent values, location and scale estimated by both laws.
     n : array_like of int
-        At least 20, else NaN. Above 1e6 the points of 1e6 are used: the true ones are smaller, so
+        At least 20, else NaN. Above 1e5 the points of 1e5 are used: the true ones are smaller, so
         the p-value is an upper bound.
 
     Returns

@@ -131,7 +131,7 @@ def test_blocks_are_runs_of_the_circle() -> None:
     assert len(np.unique(starts)) == n
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(["bca", "percentile", "basic", "normal"]),

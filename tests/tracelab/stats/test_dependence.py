@@ -72,7 +72,7 @@ def test_the_size_of_the_test() -> None:
     assert abs(np.median(found.effective) / 200 - 1) < 0.1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.floats(1e-200, 1e200), st.floats(-50, 50))
 def test_invariances(seed: int, scale: float, shift: float) -> None:
     x = ar1(0.4, 3, 64, seed)

@@ -130,7 +130,7 @@ def test_quantiles_lie_in_their_bins(law: str) -> None:
     assert one.value == found.value[0, 4]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(-20, 5), st.integers(1, 399))
 def test_invariances(seed: int, octaves: int, split: int) -> None:
     """Sign, powers of two, order, batch and the parts that were added up: the same bits."""

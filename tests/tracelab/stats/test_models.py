@@ -173,7 +173,7 @@ def test_shapes_of_both_kinds() -> None:
         assert abs(np.mean(found.errors["loc"]) / spread - 1) < 4 / math.sqrt(200) + 0.1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**32 - 1), st.floats(1e-30, 1e30), st.floats(-100, 100))
 def test_equivariance(seed: int, scale: float, shift: float) -> None:
     """Under location, scale, order, sign, batch and dtype."""

@@ -165,7 +165,7 @@ def test_intervals_cover(alpha, m):
         assert claimed == pytest.approx(spread, rel=0.15)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(factor=st.sampled_from([1e-12, 1e-3, 1e12, -2.0]), seed=st.integers(0, 2**32))
 def test_units_do_not_matter(factor, seed):
     x = np.random.default_rng(seed).standard_cauchy(200)

@@ -31,7 +31,7 @@ def slow(p, method):
     return adjusted
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(p_values, min_size=1, max_size=12), st.sampled_from(METHODS))
 def test_agrees_with_the_definitions(p, method):
     np.testing.assert_allclose(adjusted_pvalues(p, method), slow(p, method), rtol=1e-12, atol=0)

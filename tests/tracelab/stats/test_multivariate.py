@@ -300,7 +300,7 @@ def test_seeds_decide_the_pvalues_and_nothing_else_does():
 seeds = st.integers(0, 2**32 - 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 4), st.integers(8, 40))
 def test_affine_maps_and_order_do_not_matter(seed, d, n):
     rng = np.random.default_rng(seed)
@@ -314,7 +314,7 @@ def test_affine_maps_and_order_do_not_matter(seed, d, n):
         assert got == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.integers(1, 9), st.data())
 def test_a_cell_does_not_depend_on_its_batch(seed, n_cells, data):
     x = np.random.default_rng(seed).standard_normal((n_cells, 12, 3))

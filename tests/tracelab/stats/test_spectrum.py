@@ -234,7 +234,7 @@ def test_extremes_arguments():
     assert np.isnan(nothing.bound)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(1e-3, 1e3), st.floats(-10, 10), st.integers(0, 1000))
 def test_scale_and_shift(scale, shift, seed):
     rng = np.random.default_rng(seed)

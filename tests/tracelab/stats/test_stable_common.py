@@ -108,7 +108,7 @@ def test_gaussian_coordinates_of_many_scales():
     assert shared.alpha_high < 1.2
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     alpha=st.sampled_from([0.8, 1.5, 2.0]),
     scales=st.sampled_from(["each", "shared"]),

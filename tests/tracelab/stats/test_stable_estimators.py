@@ -160,7 +160,7 @@ def test_location_errors_in_s1(fit):
     assert np.std(found.loc) / np.median(found.loc_se) == pytest.approx(1, abs=0.14 + 0.05)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     shift=st.floats(-100, 100),
     factor=st.sampled_from([1e-12, 0.3, 1e12]),

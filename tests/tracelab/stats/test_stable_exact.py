@@ -196,7 +196,7 @@ def test_quantiles_invert_the_distribution(alpha, beta):
         assert np.all(np.diff(x) > 0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     alpha=st.floats(0.1, 2.0),
     beta=st.floats(-1, 1),

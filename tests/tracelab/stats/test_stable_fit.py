@@ -154,7 +154,7 @@ def test_other_laws_reach_their_maximum(kind):
     assert found.loglik >= max(others) - 1e-6
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shift=st.floats(-1e3, 1e3),
     factor=st.sampled_from([1e-12, 1e-3, 1.0, 7.5, 1e12]),

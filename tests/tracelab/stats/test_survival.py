@@ -171,7 +171,7 @@ def test_bad_input():
             call()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.floats(1e-6, 1e6))
 def test_the_unit_of_time_does_not_matter(seed, unit):
     times, censored = weibull_draws(np.random.default_rng(seed), 0.8, 1.0, (3, 20), 1.5)

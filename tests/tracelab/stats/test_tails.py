@@ -194,7 +194,7 @@ def test_one_threshold_for_each_sample() -> None:
             assert found.xi[row] == alone.xi, name
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from(list(ESTIMATORS)),

@@ -62,9 +62,7 @@ def record(path, group, pieces, compression="none"):
     return shards(path / group)
 
 
-@settings(
-    deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     group=st.sampled_from(["small", "small", "big"]),
     pieces=st.lists(st.integers(0, 30), max_size=10),

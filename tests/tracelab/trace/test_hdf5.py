@@ -29,7 +29,6 @@ from tracelab.trace.hdf5 import writing as hdf5_writing
 
 FEW = settings(
     max_examples=10,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -217,7 +217,6 @@ def test_every_length_of_a_heap(whole, tmp_path):
 @given(place=st.floats(0, 1), mask=st.integers(1, 255))
 @settings(
     max_examples=200,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

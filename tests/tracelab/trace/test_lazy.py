@@ -57,7 +57,7 @@ STEPS = st.integers(-3, 3).filter(bool)
 PARTS = st.integers(0, 2) | st.builds(slice, st.integers(-9, 9), st.integers(-9, 9), STEPS)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.lists(PARTS, max_size=3).map(tuple), max_size=3), st.booleans())
 def test_values_of_a_part_of_a_part(indexes, dots):
     stored, array = made()

@@ -44,7 +44,7 @@ def slices(size):
 
 
 @given(steps=slices(STEPS), coordinates=slices(70_000), limit=st.sampled_from([1, 2**18, 2**23]))
-@how(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_part_is_the_same_from_both(twins, monkeypatch, steps, coordinates, limit):
     # However small requests are, and whether objects come whole.
     monkeypatch.setattr(remoteshards, "REQUEST_BYTES", limit)

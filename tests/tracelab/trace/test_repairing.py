@@ -240,9 +240,7 @@ def test_an_index_that_is_cut_off_is_found_again(tmp_path):
     check_kept(path)
 
 
-@settings(
-    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(bit=st.integers(0, 32808 * 8 - 1))
 def test_a_flipped_bit_in_the_steps_loses_nothing(written, tmp_path_factory, bit):
     """Of its chunk, the checksum leaves no doubt; of its index, the chunk's."""

@@ -98,7 +98,7 @@ def files(path):
 # ------------------------------------------------------------------------ after the last row
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(cuts=st.lists(st.integers(1, 400), max_size=3).map(sorted), flushed=st.booleans())
 def test_the_files_are_those_of_a_trace_without_a_break(whole, tmp_path_factory, cuts, flushed):
     path = tmp_path_factory.mktemp("cut") / "run.zarr"

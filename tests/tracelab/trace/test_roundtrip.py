@@ -25,7 +25,7 @@ def recordings(draw):
     }
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(recordings())
 def test_a_reader_sees_exactly_the_rows_before_the_flush(drawn):
     rng = np.random.default_rng(drawn["seed"])

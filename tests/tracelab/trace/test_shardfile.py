@@ -137,7 +137,7 @@ def plain_index(values, selection):
     return values
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_equal_to_numpy_zarr_and_tensorstore(data):
     values, how = data.draw(arrays())
@@ -267,7 +267,7 @@ def pristine(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["plain", "lz4"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_no_flipped_bit_goes_unnoticed(pristine, kind, data):
     path, content = pristine[kind]

@@ -47,7 +47,7 @@ def layouts(draw, wide=1):
     return shape, Layout(chunk, shard, draw(st.sampled_from(COMPRESSIONS)))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     cut=layouts(),
     dtype=st.sampled_from(["float32", "float64", "bool", "int32"]),
@@ -74,7 +74,7 @@ def test_zarr_reads_the_rows_whenever_they_are_stored(cut, dtype, pieces, seed):
     assert builder.rows == sum(count for count, _, _ in pieces)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     # Blosc does not compress what is tiny.
     cut=layouts(wide=64),

@@ -127,7 +127,6 @@ def test_every_way_is_found_in_every_file(path, way):
 
 @settings(
     max_examples=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(data=st.data())
