@@ -3,6 +3,7 @@
 import numpy as np
 
 import tracelab
+from tracelab_collectors import HessianVectors
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
 PER_LAYER = 4
@@ -27,6 +28,36 @@ def write_noise(writer, step, rng, scale=1.0, batches=BATCHES):
     )
 
 
+def define_hessian(writer):
+    """Declare a group of curvature."""
+    variables = HessianVectors(sketch=None).variables()
+    writer.define("hessian", kind="hessian", variables=variables, attrs={"n_weights": 28})
+
+
+def write_hessian(writer, step, rng, scale=1.0, batches=BATCHES):
+    """Append one row of curvature, and the step's own row: of a matrix with positive forms."""
+    share = np.full((2, len(LAYERS)), 0.5)
+    alphas = 3 + rng.standard_normal((2, 4))
+    writer.append(
+        "hessian",
+        step=step,
+        loss_gradient_norm=1.0,
+        vector_seed=np.arange(6),
+        form=scale * rng.exponential(1.0, (len(LAYERS), 6)),
+        product_squared_norm=scale * rng.exponential(1.0, 6),
+        lanczos_diagonal=scale * alphas,
+        lanczos_beside=np.full((2, 4), 0.5),
+        eigenvalue=scale * np.array([4.0, 3.0]),
+        residual=np.full(2, 0.01),
+        eigenvector_share=share,
+        gradient_along=np.ones(2),
+        noise_squared_norm=scale * rng.exponential(1.0, batches),
+        noise_overlap=scale * rng.standard_normal(batches),
+        noise_along=scale * rng.standard_normal((batches, 2)),
+        noise_form=scale * rng.exponential(1.0, max(batches // 2, 1)),
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -39,6 +70,12 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         )
         for step in steps:
             write_noise(writer, step, rng)
+        define_hessian(writer)
+        curved = np.random.default_rng(seed + 1)
+        for step in steps:
+            write_hessian(writer, step, curved)
+        for step in range(max(steps, default=-1) + 1):
+            writer.append("steps", step=step, learning_rate=0.1)
         for step in range(distances):
             distance = np.sqrt(step) * np.array([1.0, 0.1]) * (1 + 0.01 * rng.standard_normal(2))
             writer.append("weights", step=step, distance=distance, norm=1 + distance)

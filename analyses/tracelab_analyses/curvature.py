@@ -99,6 +99,8 @@ def curvature(
     out["status"][...] = estimate.status
     if vectors < MIN_VECTORS:
         out["status"][out["status"] == int(Status.OK)] = int(Status.TOO_FEW_SAMPLES)
+    flat = (form == form[..., :1]).all(axis=-1)
+    out["status"][flat & (out["status"] == int(Status.OK))] = int(Status.CONSTANT_INPUT)
     out["n_vectors"][...] = vectors
     out["top_share"][...] = share
     # A row that has all of every eigenvector takes all layers together.
@@ -122,6 +124,8 @@ def curvature(
         )
         for name, value in found.items():
             out[name][step, layer] = value
+        if len(noise_squared_norm[step]) < 2 and out["status"][step, layer] == int(Status.OK):
+            out["status"][step, layer] = int(Status.TOO_FEW_SAMPLES)
     return out
 
 
@@ -293,7 +297,7 @@ def _input(
 
 ANALYSIS = Analysis(
     name="curvature",
-    summary="How curved is the loss, and does the noise follow? Trace, eigenvalues, alignment",
+    summary="How curved is the loss, and does noise follow? Trace, eigenvalues, alignment",
     version=1,
     inputs=(
         _input("form", ("step", "layer", "vector"), _CURVATURE, network="sum"),

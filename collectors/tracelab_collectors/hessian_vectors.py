@@ -182,11 +182,12 @@ class HessianVectors(Scheduled):
                 "replacement": True,
                 "mode": self.mode or "as trained",
             },
-            variables=self._variables(sketches),
+            variables=self.variables(sketches),
             probe=True,
         )
 
-    def _variables(self, sketches: Sequence[Sketch]) -> tuple[Variable, ...]:
+    def variables(self, sketches: Sequence[Sketch] = ()) -> tuple[Variable, ...]:
+        """Return what its group holds."""
         found = []
         arrays = [ARRAYS[type(each)] for each in sketches]
 

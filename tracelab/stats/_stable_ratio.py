@@ -31,8 +31,8 @@ class LikelihoodRatio:
         Twice the gain in log-likelihood of the stable law over the Gaussian one: 0 where the fitted
         law is Gaussian.
     pvalue : ndarray
-        Probability of so much or more if the data are Gaussian; 1 where the statistic is 0. One
-        below 1e-4 is given as 1e-4, an upper bound.
+        Probability of so much or more if the data are Gaussian; 1 where the statistic is 0. The
+        least is about 1e-4, where it is an upper bound.
     status : ndarray of uint8
         `tracelab.typing.Status`.
     n_samples : ndarray of int64
@@ -47,7 +47,10 @@ class LikelihoodRatio:
 
 @cache
 def _null() -> tuple[Float64, Float64, Float64, Float64]:
-    """Return levels (falling), log n (rising), shares above 0 and log points (size, level)."""
+    """Return levels of the positive, log n, the share that is positive, and log points.
+
+    Levels fall; log n rises, and so do the points, (size, level), with levels.
+    """
     with (
         (files("tracelab.stats") / "tables" / "stable_ratio.npz").open("rb") as file,
         np.load(file) as stored,
@@ -86,11 +89,11 @@ def gaussian_pvalue(statistic: ArrayLike, n: ArrayLike) -> Float64:
         here = usable & (size == count)
         value = ratio[here]
         with np.errstate(divide="ignore"):
-            found = np.exp(np.interp(np.log(value), row, np.log(levels)))
-        # Below the first level linear in the statistic, from the atom at 0 on.
+            above = np.exp(np.interp(np.log(value), row, np.log(levels)))
+        # Below the first level linear in the statistic, from all that are positive on.
         below = value < np.exp(row[0])
-        found[below] = share + value[below] / np.exp(row[0]) * (levels[0] - share)
-        found[value == 0] = 1.0
+        above[below] = 1 - value[below] / np.exp(row[0]) * (1 - levels[0])
+        found = np.where(value > 0, share * above, 1.0)
         pvalue[here] = found
     return pvalue
 
