@@ -5,8 +5,10 @@ An installation does this as its last step, so that the first analysis need not.
 
 import numpy as np
 
+from tracelab.histogram import Histogram
 from tracelab.stats import (
     dependence,
+    histograms,
     models,
     mohammadi,
     multivariate,
@@ -27,6 +29,13 @@ fits = stable.fit(x, axis=0)
 stable.goodness_of_fit(x, fits.alpha, fits.loc, fits.scale, axis=0)
 for fit in (stable.fit_skewed, stable.fit_ecf, stable.fit_quantile, stable.fit_log_moments):
     fit(x, axis=0)
+large = stable.rvs(1.7, size=20_000, rng=rng)
+stable.fit(large)
+stable.fit_skewed(large)
+histogram = Histogram()
+for method in ("symmetric", "skewed", "quantile"):
+    stable.fit_histogram(histogram.count(large), histogram, method)
+histograms.battery(histogram.count(large), histogram)
 stable.score(x[:, 0], 1.7, 0.5)
 stable.information(1.7)
 for scales in ("each", "shared"):

@@ -169,7 +169,7 @@ def maximise(
     g_scale, g_loc = np.empty(groups), np.empty(groups)
     g_loglik = 0.0
     for g in range(groups):
-        g_scale[g], g_loc[g], part = gaussian(ordered[g, : int(counts[g])])
+        g_scale[g], g_loc[g], part = gaussian(ordered[g, : int(counts[g])], None)
         g_loglik += part
     start, q75 = _start(ordered, counts, tabulated.quantiles)
     v = math.log(2.0 - start)
@@ -179,7 +179,7 @@ def maximise(
         row = ordered[0, : int(counts[0])]
         first = (v, scale[0], loc[0])
         v, scale[0], loc[0], loglik, _, iterations, converged = climb(
-            row, tabulated, law, first, True, g_loglik, 1e-9
+            row, None, tabulated, law, first, True, g_loglik, 1e-9
         )
     else:
         v, loglik, iterations, converged = climb_panel(

@@ -4,6 +4,9 @@ Coordinates: ``v = log(2 - alpha)``, ``log scale`` and ``location / scale``; in 
 likelihood stays regular up to the Gaussian end ``v = -inf``. Steps are quasi-Newton, started
 from the expected information at each far move, with a line search that never lets the
 likelihood fall.
+
+Samples are values, or with `weights` points that stand for so many values each. Without weights
+those branches are not compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, density
 
-__all__ = ["V_MAX", "V_MIN", "climb", "fisher", "gaussian", "score_sums"]
+__all__ = ["V_MAX", "V_MIN", "climb", "fisher", "gaussian", "score_sums", "total_weight"]
 
 V_MIN = math.log(1e-9)
 V_MAX = math.log(2.0 - ALPHA_MIN)
@@ -37,9 +40,26 @@ def fisher(information: Float64, v: float) -> tuple[float, float, float, float]:
     return row[1] * s, row[2] * s, row[3], row[4]
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def total_weight(x: Float64, weights: Float64 | None) -> float:
+    """Return how many values `x` stands for."""
+    if weights is None:
+        return float(x.size)
+    total = 0.0
+    for weight in weights:
+        total += weight
+    return total
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def score_sums(
-    x: Float64, law: Float64, x0: float, alpha: float, scale: float, loc: float
+    x: Float64,
+    weights: Float64 | None,
+    law: Float64,
+    x0: float,
+    alpha: float,
+    scale: float,
+    loc: float,
 ) -> tuple[float, float, float, float]:
     """Return the log-likelihood of `x` and its derivatives in (v, log scale, loc / scale)."""
     s = 2.0 - alpha
@@ -50,38 +70,45 @@ def score_sums(
         z = (x[i] - loc) * inverse
         f, fz, fa = density(law, x0, alpha, z)
         r = 1.0 / f
+        if weights is not None:
+            r *= weights[i]
         fz *= r
         g_alpha += fa * r
         g_scale += abs(z) * fz
         g_loc += fz if z > 0.0 else -fz
-        if f < _TINY:
+        if weights is not None:
+            total += weights[i] * math.log(f)
+        elif f < _TINY:
             total += math.log(f)
         else:
             product *= f
             if product < _TINY or product > _HUGE:
                 total += math.log(product)
                 product = 1.0
-    total += math.log(product) - x.size * math.log(scale)
-    return total, -s * g_alpha, -(x.size + g_scale), -g_loc
+    n = total_weight(x, weights)
+    total += math.log(product) - n * math.log(scale)
+    return total, -s * g_alpha, -(n + g_scale), -g_loc
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def gaussian(x: Float64) -> tuple[float, float, float]:
+def gaussian(x: Float64, weights: Float64 | None) -> tuple[float, float, float]:
     """Return scale (of N(0, 2 scale^2)), location and log-likelihood of the Gaussian fit."""
+    n = total_weight(x, weights)
     loc = 0.0
-    for value in x:
-        loc += value
-    loc /= x.size
+    for i in range(x.size):
+        loc += x[i] if weights is None else weights[i] * x[i]
+    loc /= n
     square = 0.0
-    for value in x:
-        square += (value - loc) ** 2
-    variance = square / x.size
-    loglik = -0.5 * x.size * (math.log(2.0 * math.pi * variance) + 1.0)
+    for i in range(x.size):
+        deviation = (x[i] - loc) ** 2
+        square += deviation if weights is None else weights[i] * deviation
+    variance = square / n
+    loglik = -0.5 * n * (math.log(2.0 * math.pi * variance) + 1.0)
     return math.sqrt(0.5 * variance), loc, loglik
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _inverse_information(information: Float64, v: float, n: int, free: bool) -> Float64:
+def _inverse_information(information: Float64, v: float, n: float, free: bool) -> Float64:
     """Return the inverse of the information of `n` samples, without alpha if not `free`."""
     vv, vu, uu, ll = fisher(information, v)
     inverse = np.zeros((3, 3))
@@ -122,6 +149,7 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def climb(
     x: Float64,
+    weights: Float64 | None,
     tabulated: Table,
     law: Float64,
     start: tuple[float, float, float],
@@ -135,11 +163,11 @@ def climb(
     `floor` is left early: there the Gaussian fit is better. It has converged when twice the
     log-likelihood still to gain is below `tolerance` (a standard error away it is 1).
     """
-    n = x.size
+    n = total_weight(x, weights)
     v, scale, loc = start
     alpha = 2.0 - math.exp(v)
     x0 = collapse(tabulated, alpha, 1, law)
-    loglik, g0, g1, g2 = score_sums(x, law, x0, alpha, scale, loc)
+    loglik, g0, g1, g2 = score_sums(x, weights, law, x0, alpha, scale, loc)
     gradient = np.array([g0, g1, g2])
     inverse = _inverse_information(tabulated.information, v, n, free)
     fresh = True
@@ -168,7 +196,7 @@ def climb(
             if free:
                 alpha = 2.0 - math.exp(new_v)
                 x0 = collapse(tabulated, alpha, 1, law)
-            new_loglik, g0, g1, g2 = score_sums(x, law, x0, alpha, new_scale, new_loc)
+            new_loglik, g0, g1, g2 = score_sums(x, weights, law, x0, alpha, new_scale, new_loc)
             rise = new_loglik - loglik
             if rise >= 1e-4 * _dot(step, gradient) - slack:
                 break

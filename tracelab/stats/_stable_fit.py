@@ -7,12 +7,13 @@ import math
 import numba
 import numpy as np
 
-from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
+from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian, total_weight
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, new_law
 
 __all__ = [
     "ATOM_SHARE",
     "MIN_SAMPLES",
+    "fit_row",
     "fit_sorted",
     "mask_atoms",
     "quantile",
@@ -88,6 +89,7 @@ def start_alpha(quantiles: Float64, log_ratio: float) -> tuple[float, float]:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _endpoint(
     x: Float64,
+    weights: Float64 | None,
     tabulated: Table,
     law: Float64,
     best: tuple[float, float, float, float],
@@ -111,7 +113,7 @@ def _endpoint(
         before = v
         start = (v, scale, loc)
         _, scale, loc, loglik, slope, _, _ = climb(
-            x, tabulated, law, start, False, -np.inf, _PROFILE_TOLERANCE
+            x, weights, tabulated, law, start, False, -np.inf, _PROFILE_TOLERANCE
         )
         fall = max(2.0 * (best[3] - loglik), 0.0)
         root = math.sqrt(fall)
@@ -132,6 +134,71 @@ def _endpoint(
         if not min(inner, outer) < trial < max(inner, outer):
             trial = 0.5 * (inner + outer)
     return trial
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def fit_row(
+    x: Float64,
+    weights: Float64 | None,
+    spans: tuple[float, float, float],
+    units: tuple[float, float],
+    tabulated: Table,
+    law: Float64,
+    target: float,
+    out: Float64,
+) -> None:
+    """Fit one sample, write to `out` the columns of `fit_sorted` but the atom share.
+
+    `spans` are ``q95 - q05``, ``q75 - q25`` and the median of `x`, `units` the location and scale
+    of `x` in the units of the data.
+    """
+    n = total_weight(x, weights)
+    wide, narrow, median = spans
+    centre, spread = units
+    unit = n * math.log(spread)
+    start, q75 = start_alpha(tabulated.quantiles, math.log(wide / narrow))
+    g_scale, g_loc, g_loglik = gaussian(x, weights)
+    v, scale, loc, loglik, _, iterations, converged = climb(
+        x,
+        weights,
+        tabulated,
+        law,
+        (math.log(2.0 - start), 0.5 * narrow / q75, median),
+        True,
+        g_loglik,
+        _TOLERANCE,
+    )
+    alpha = 2.0 - math.exp(v)
+    if loglik <= g_loglik + 1e-9:
+        alpha, scale, loc, loglik, converged = 2.0, g_scale, g_loc, g_loglik, True
+        v = V_MIN
+    vv, vu, uu, ll = fisher(tabulated.information, v)
+    best = (alpha, scale, loc, loglik)
+    if alpha == 2.0:
+        low, high, se_alpha, se_scale = 2.0, np.inf, 0.0, math.sqrt(0.5 / n)
+    else:
+        determinant = vv * uu - vu * vu
+        se_alpha = (2.0 - alpha) * math.sqrt(uu / determinant / n)
+        se_scale = math.sqrt(vv / determinant / n)
+        low, high = alpha - target * se_alpha, alpha + target * se_alpha
+    if target > 0.0 and (low < ALPHA_MIN + 3.0 * se_alpha or high > 2.0 - 3.0 * se_alpha):
+        guess = max(low, 0.5 * (ALPHA_MIN + alpha)) if alpha < 2.0 else 2.0 - min(0.2, 30.0 / n)
+        low = _endpoint(x, weights, tabulated, law, best, guess, target)
+        if 2.0 * (loglik - g_loglik) <= target * target:
+            high = 2.0
+        else:
+            guess = min(high, 0.5 * (alpha + 2.0))
+            high = _endpoint(x, weights, tabulated, law, best, guess, target)
+    if alpha == 2.0 and target > 0.0:
+        se_alpha = (2.0 - low) / target
+    out[0], out[1], out[2] = alpha, scale * spread, centre + loc * spread
+    out[3], out[4] = se_alpha, se_scale
+    out[5] = scale * spread / math.sqrt(ll * n)
+    out[6], out[7] = low, high
+    out[8] = loglik - unit
+    out[10] = iterations
+    out[11] = 0.0 if converged else 1.0
+    out[12] = g_loglik - unit
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -179,46 +246,5 @@ def fit_sorted(
         x = ordered[:n]
         for i in range(n):
             x[i] = (x[i] - centre) / spread
-        unit = n * math.log(spread)
-        start, q75 = start_alpha(tabulated.quantiles, math.log(wide / spread))
-        g_scale, g_loc, g_loglik = gaussian(x)
-        v, scale, loc, loglik, _, iterations, converged = climb(
-            x,
-            tabulated,
-            law,
-            (math.log(2.0 - start), 0.5 / q75, 0.0),
-            True,
-            g_loglik,
-            _TOLERANCE,
-        )
-        alpha = 2.0 - math.exp(v)
-        if loglik <= g_loglik + 1e-9:
-            alpha, scale, loc, loglik, converged = 2.0, g_scale, g_loc, g_loglik, True
-            v = V_MIN
-        vv, vu, uu, ll = fisher(tabulated.information, v)
-        best = (alpha, scale, loc, loglik)
-        if alpha == 2.0:
-            low, high, se_alpha, se_scale = 2.0, np.inf, 0.0, math.sqrt(0.5 / n)
-        else:
-            determinant = vv * uu - vu * vu
-            se_alpha = (2.0 - alpha) * math.sqrt(uu / determinant / n)
-            se_scale = math.sqrt(vv / determinant / n)
-            low, high = alpha - target * se_alpha, alpha + target * se_alpha
-        if target > 0.0 and (low < ALPHA_MIN + 3.0 * se_alpha or high > 2.0 - 3.0 * se_alpha):
-            guess = max(low, 0.5 * (ALPHA_MIN + alpha)) if alpha < 2.0 else 2.0 - min(0.2, 30.0 / n)
-            low = _endpoint(x, tabulated, law, best, guess, target)
-            if 2.0 * (loglik - g_loglik) <= target * target:
-                high = 2.0
-            else:
-                guess = min(high, 0.5 * (alpha + 2.0))
-                high = _endpoint(x, tabulated, law, best, guess, target)
-        if alpha == 2.0 and target > 0.0:
-            se_alpha = (2.0 - low) / target
-        out[r, 0], out[r, 1], out[r, 2] = alpha, scale * spread, centre + loc * spread
-        out[r, 3], out[r, 4] = se_alpha, se_scale
-        out[r, 5] = scale * spread / math.sqrt(ll * n)
-        out[r, 6], out[r, 7] = low, high
-        out[r, 8] = loglik - unit
-        out[r, 10] = iterations
-        out[r, 11] = 0.0 if converged else 1.0
-        out[r, 12] = g_loglik - unit
+        spans = (wide / spread, 1.0, 0.0)
+        fit_row(x, None, spans, (centre, spread), tabulated, law, target, out[r])

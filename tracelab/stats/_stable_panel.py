@@ -38,7 +38,7 @@ def _panel_sums(
     for j in range(rows.shape[0]):
         n = int(counts[j])
         loglik, sums[0, j], sums[1, j], sums[2, j] = score_sums(
-            rows[j, :n], law, x0, alpha, scale[j], loc[j]
+            rows[j, :n], None, law, x0, alpha, scale[j], loc[j]
         )
         total += loglik
     return total

@@ -25,15 +25,12 @@ from numpy.typing import ArrayLike, NDArray
 from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_result import StableFit, assemble
-from tracelab.stats._stable_rows import Rows, hazen, prepare
+from tracelab.stats._stable_rows import LEVELS, Standardised, prepare
 from tracelab.typing import Status
 
-__all__ = ["Start", "fit_quantile", "from_quantiles"]
+__all__ = ["Start", "fit_quantile", "from_quantiles", "quantile_fit"]
 
 Float64 = NDArray[np.float64]
-
-LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
-"""Levels of the quantiles."""
 
 ALPHA_LOW = 0.5
 """Smallest alpha of the table."""
@@ -119,8 +116,8 @@ def _invert(
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def quantile_estimates(
-    rows: Float64,
-    counts: NDArray[np.int64],
+    quantiles: Float64,
+    sizes: Float64,
     table: Float64,
     levels: Float64,
     estimates: Float64,
@@ -128,7 +125,7 @@ def quantile_estimates(
     iterations: NDArray[np.int64],
     status: NDArray[np.uint8],
 ) -> None:
-    """Fit sorted rows that have ``counts[row] > 0``: write estimates and covariances.
+    """Fit rows of quantiles that have ``sizes[row] > 0``: write estimates and covariances.
 
     Parameters
     ----------
@@ -137,15 +134,12 @@ def quantile_estimates(
     covariance : ndarray, shape (row, 4, 4)
         Of alpha, beta, log scale, location / scale.
     """
-    q = np.empty(5)
     out = np.empty((9, 3))
     cov_q, by_q, change = np.empty((5, 5)), np.zeros((4, 5)), np.empty((4, 5))
-    for r in range(rows.shape[0]):
-        n = counts[r]
-        if n == 0:
+    for r in range(sizes.size):
+        n, q = sizes[r], quantiles[r]
+        if n == 0.0:
             continue
-        for i in range(5):
-            q[i] = hazen(rows[r], n, levels[i])
         wide, narrow = q[4] - q[0], q[3] - q[1]
         skewness = (q[4] + q[0] - 2.0 * q[2]) / wide
         alpha, beta, iterations[r], converged = _invert(
@@ -216,9 +210,9 @@ class Start:
     status: NDArray[np.uint8]
 
 
-def from_quantiles(rows: Rows) -> Start:
+def from_quantiles(rows: Standardised) -> Start:
     """Return the estimates of every row by quantiles."""
-    count = rows.counts.size
+    count = rows.sizes.size
     start = Start(
         np.zeros((count, 4)),
         np.zeros((count, 4, 4)),
@@ -226,8 +220,8 @@ def from_quantiles(rows: Rows) -> Start:
         rows.status.copy(),
     )
     quantile_estimates(
-        rows.values,
-        rows.counts,
+        rows.quantiles,
+        rows.sizes,
         quantile_table(),
         LEVELS,
         start.estimates,
@@ -236,6 +230,14 @@ def from_quantiles(rows: Rows) -> Start:
         start.status,
     )
     return start
+
+
+def quantile_fit(rows: Standardised, parametrization: Parametrization, z: float) -> StableFit:
+    """Return the fit by quantiles of standardised rows."""
+    start = from_quantiles(rows)
+    return assemble(
+        rows, start.estimates, start.covariance, parametrization, z, start.status, start.iterations
+    )
 
 
 def fit_quantile(
@@ -286,8 +288,4 @@ def fit_quantile(
     True
     """
     z = normal_quantile(confidence)
-    rows = prepare(x, axis, _MIN_SAMPLES)
-    start = from_quantiles(rows)
-    return assemble(
-        rows, start.estimates, start.covariance, parametrization, z, start.status, start.iterations
-    )
+    return quantile_fit(prepare(x, axis, _MIN_SAMPLES), parametrization, z)

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracelab.stats._stable_parameters import check_parametrization, tangent
-from tracelab.stats._stable_rows import Rows
-from tracelab.typing import Array, Status
+from tracelab.stats._stable_rows import Standardised
+from tracelab.typing import Array, IntArray, Status
 
-__all__ = ["StableFit", "assemble"]
+__all__ = ["StableFit", "assemble", "symmetric"]
 
 Float64 = NDArray[np.float64]
 
@@ -45,8 +45,8 @@ class StableFit:
         `tracelab.typing.Status`.
     iterations : ndarray of int64
         Iterations of the climb.
-    n_samples : int
-        Values per cell.
+    n_samples : int or ndarray of int64
+        Values per cell; an array where each was counted.
     """
 
     alpha: Float64
@@ -70,7 +70,7 @@ class StableFit:
     tied_fraction: Float64
     status: NDArray[np.uint8]
     iterations: NDArray[np.int64]
-    n_samples: int
+    n_samples: int | IntArray
 
 
 def _tangent_slope(alpha: Float64, beta: Float64) -> Float64:
@@ -80,7 +80,7 @@ def _tangent_slope(alpha: Float64, beta: Float64) -> Float64:
 
 
 def assemble(
-    rows: Rows,
+    rows: Standardised,
     estimates: Float64,
     covariance: Float64,
     parametrization: str,
@@ -96,7 +96,7 @@ def assemble(
 
     Parameters
     ----------
-    rows : Rows
+    rows : Standardised
         What was fitted.
     estimates : ndarray, shape (row, 4)
         Alpha, beta, scale and the location in S0 of the standardised rows.
@@ -168,7 +168,44 @@ def assemble(
         "iterations": iterations,
     }
     cells: dict[str, Any] = {name: column.reshape(rows.lead) for name, column in columns.items()}
-    return StableFit(**cells, n_samples=rows.values.shape[1])
+    return StableFit(**cells, n_samples=rows.n_samples)
+
+
+def symmetric(
+    columns: Float64, lead: tuple[int, ...], z: float, n_samples: int | IntArray
+) -> StableFit:
+    """Return the result of symmetric fits from the columns (row, 13) of ``fit_sorted``."""
+    each = (columns[:, i].reshape(lead) for i in range(columns.shape[1]))
+    (alpha, scale, loc, alpha_se, log_scale_se, loc_se, low, high, loglik) = (
+        next(each) for _ in range(9)
+    )
+    tied, iterations, status, loglik_gaussian = each
+    # beta is 0 where there is a fit and missing where there is none.
+    beta = 0 * alpha
+    return StableFit(
+        alpha=alpha,
+        alpha_se=alpha_se,
+        alpha_low=low,
+        alpha_high=high,
+        beta=beta,
+        beta_se=beta,
+        beta_low=beta,
+        beta_high=beta,
+        scale=scale,
+        scale_se=scale * log_scale_se,
+        scale_low=scale * np.exp(-z * log_scale_se),
+        scale_high=scale * np.exp(z * log_scale_se),
+        loc=loc,
+        loc_se=loc_se,
+        loc_low=loc - z * loc_se,
+        loc_high=loc + z * loc_se,
+        loglik=loglik,
+        loglik_gaussian=loglik_gaussian,
+        tied_fraction=tied,
+        status=status.astype(np.uint8),
+        iterations=iterations.astype(np.int64),
+        n_samples=n_samples,
+    )
 
 
 _BETA = np.zeros((4, 4), dtype=np.bool_)

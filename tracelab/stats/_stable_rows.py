@@ -11,9 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tracelab.stats._samples import as_rows
 from tracelab.stats._stable_fit import mask_atoms
-from tracelab.typing import Status
+from tracelab.typing import IntArray, Status
 
-__all__ = ["Rows", "prepare"]
+__all__ = ["LEVELS", "Rows", "Standardised", "hazen", "prepare"]
 
 Float64 = NDArray[np.float64]
 
@@ -21,31 +21,55 @@ _OK, _TOO_FEW = int(Status.OK), int(Status.TOO_FEW_SAMPLES)
 _NON_FINITE, _CONSTANT = int(Status.NON_FINITE_INPUT), int(Status.CONSTANT_INPUT)
 
 
+LEVELS = np.array([0.05, 0.25, 0.5, 0.75, 0.95])
+"""Levels of the quantiles that fits start from."""
+
+
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Cells of data as sorted rows.
+class Standardised:
+    """What is known of standardised cells of data, however their values are held.
 
     Parameters
     ----------
-    values : ndarray, shape (row, n)
-        Sorted, less `centre`, over `spread`; the first ``counts[row]`` remain without atoms.
-    counts : ndarray of int64, shape (row,)
-        Values to fit.
+    sizes : ndarray, shape (row,)
+        Values to fit, 0 where there is nothing to fit.
+    quantiles : ndarray, shape (row, 5)
+        At `LEVELS`, in units of `spread` from `centre`.
     centre, spread : ndarray, shape (row,)
-        Median and interquartile range of these.
+        In units of the data.
     tied_fraction, status : ndarray, shape (row,)
-        As in ``StableFit``; rows that are not OK hold nothing to fit.
+        As in ``StableFit``.
     lead : tuple of int
         Leading shape of the cells.
+    n_samples : int or ndarray of int64, shape lead
+        Values per cell, those that are not fitted included.
     """
 
-    values: Float64
-    counts: NDArray[np.int64]
+    sizes: Float64
+    quantiles: Float64
     centre: Float64
     spread: Float64
     tied_fraction: Float64
     status: NDArray[np.uint8]
     lead: tuple[int, ...]
+    n_samples: int | IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Standardised):
+    """Cells of data as sorted rows.
+
+    Parameters
+    ----------
+    values : ndarray, shape (row, n)
+        Sorted, less `centre`, over `spread`: the median and interquartile range of the first
+        ``counts[row]``, which remain without atoms.
+    counts : ndarray of int64, shape (row,)
+        Values to fit.
+    """
+
+    values: Float64
+    counts: NDArray[np.int64]
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -63,6 +87,7 @@ def _prepare(
     counts: NDArray[np.int64],
     centre: Float64,
     spread: Float64,
+    quantiles: Float64,
     tied: Float64,
     status: NDArray[np.uint8],
 ) -> None:
@@ -92,6 +117,8 @@ def _prepare(
         counts[r] = n
         for i in range(n):
             row[i] = (row[i] - centre[r]) / spread[r]
+        for i in range(LEVELS.size):
+            quantiles[r, i] = hazen(row, n, LEVELS[i])
 
 
 def prepare(x: ArrayLike, axis: int, least: int) -> Rows:
@@ -100,7 +127,19 @@ def prepare(x: ArrayLike, axis: int, least: int) -> Rows:
     rows = np.sort(values.astype(np.float64), axis=-1)
     count = rows.shape[0]
     counts = np.zeros(count, dtype=np.int64)
+    quantiles = np.full((count, LEVELS.size), np.nan)
     centre, spread, tied = np.zeros(count), np.ones(count), np.zeros(count)
     status = np.full(count, _OK, dtype=np.uint8)
-    _prepare(rows, least, counts, centre, spread, tied, status)
-    return Rows(rows, counts, centre, spread, tied, status, lead)
+    _prepare(rows, least, counts, centre, spread, quantiles, tied, status)
+    return Rows(
+        sizes=counts.astype(np.float64),
+        quantiles=quantiles,
+        centre=centre,
+        spread=spread,
+        tied_fraction=tied,
+        status=status,
+        lead=lead,
+        n_samples=rows.shape[1],
+        values=rows,
+        counts=counts,
+    )

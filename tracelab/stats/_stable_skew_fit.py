@@ -14,13 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tracelab.stats._confidence import normal_quantile
-from tracelab.stats._stable_climb import V_MIN, gaussian
+from tracelab.stats._samples import as_rows
+from tracelab.stats._stable_cells import LARGE, condense
+from tracelab.stats._stable_climb import V_MIN, gaussian, total_weight
 from tracelab.stats._stable_density import EDGE
 from tracelab.stats._stable_linear import invert_free
 from tracelab.stats._stable_parameters import Parametrization
+from tracelab.stats._stable_points import PointRows
 from tracelab.stats._stable_quantile import from_quantiles
 from tracelab.stats._stable_result import StableFit, assemble
-from tracelab.stats._stable_rows import prepare
+from tracelab.stats._stable_rows import Rows, Standardised, prepare
 from tracelab.stats._stable_skew import (
     ALPHA_LOW,
     TAIL_ROWS,
@@ -37,7 +40,9 @@ __all__ = ["fit_skewed", "skew_information"]
 
 Float64 = NDArray[np.float64]
 
-_MIN_SAMPLES = 20
+MIN_SAMPLES = 20
+"""Fewer values than this are not fitted."""
+
 _MAX_ITERATIONS = 200
 _V_MAX = math.log(2.0 - ALPHA_LOW)
 # Twice the log-likelihood still to gain when a climb stops; looser along the profile.
@@ -55,6 +60,7 @@ _NOT_CONVERGED = int(Status.NOT_CONVERGED)
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 def _sums(
     x: Float64,
+    weights: Float64 | None,
     law: Float64,
     x0: float,
     alpha: float,
@@ -75,12 +81,16 @@ def _sums(
             if f < least:
                 f, fz, fa, fb = least, 0.0, 0.0, 0.0
         r = 1.0 / f
+        if weights is not None:
+            r *= weights[i]
         fz *= r
         g_alpha += fa * r
         g_beta += fb * r
         g_scale += z * fz
         g_loc += fz
-        if f < _TINY:
+        if weights is not None:
+            total += weights[i] * math.log(f)
+        elif f < _TINY:
             total += math.log(f)
         else:
             product *= f
@@ -88,8 +98,9 @@ def _sums(
                 total += math.log(product)
                 product = 1.0
     gradient[0], gradient[1] = -s * g_alpha, g_beta
-    gradient[2], gradient[3] = -(x.size + g_scale), -g_loc
-    return total + math.log(product) - x.size * math.log(scale)
+    n = total_weight(x, weights)
+    gradient[2], gradient[3] = -(n + g_scale), -g_loc
+    return total + math.log(product) - n * math.log(scale)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -155,6 +166,7 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _climb(
     x: Float64,
+    weights: Float64 | None,
     tabulated: SkewTable,
     law: Float64,
     at: Float64,
@@ -168,14 +180,14 @@ def _climb(
     gain is below `tolerance`. A climb that runs to the Gaussian end below the log-likelihood
     `floor` is left early: there the Gaussian fit is better.
     """
-    n = x.size
+    n = total_weight(x, weights)
     gradient, new_gradient = np.empty(4), np.empty(4)
     information, inverse = np.empty((4, 4)), np.empty((4, 4))
     step, change, new = np.empty(4), np.empty(4), np.empty(4)
     free, held = np.ones(4, dtype=np.bool_), np.zeros(4, dtype=np.bool_)
     alpha = 2.0 - math.exp(at[0])
     x0 = collapse_skew(tabulated, alpha, at[1], law)
-    loglik = _sums(x, law, x0, alpha, at[2], at[3], gradient)
+    loglik = _sums(x, weights, law, x0, alpha, at[2], at[3], gradient)
     stale = True
     free_beta, jumps = not hold, 0
     for iteration in range(1, _MAX_ITERATIONS + 1):
@@ -185,7 +197,7 @@ def _climb(
             side = math.copysign(1.0, at[1])
             alpha = 2.0 - math.exp(at[0])
             x0 = collapse_skew(tabulated, alpha, side, law)
-            new_loglik = _sums(x, law, x0, alpha, at[2], at[3], new_gradient)
+            new_loglik = _sums(x, weights, law, x0, alpha, at[2], at[3], new_gradient)
             if new_loglik > loglik:
                 at[1], loglik = side, new_loglik
                 gradient[:] = new_gradient
@@ -219,7 +231,7 @@ def _climb(
             step[0], step[1] = new[0] - at[0], new[1] - at[1]
             alpha = 2.0 - math.exp(new[0])
             x0 = collapse_skew(tabulated, alpha, new[1], law)
-            new_loglik = _sums(x, law, x0, alpha, new[2], new[3], new_gradient)
+            new_loglik = _sums(x, weights, law, x0, alpha, new[2], new[3], new_gradient)
             if new_loglik - loglik >= 1e-4 * np.sum(step * gradient) - slack:
                 risen = True
                 break
@@ -247,7 +259,7 @@ def _alpha_end(
     law: Float64,
     alpha: float,
     beta: float,
-    n: int,
+    n: float,
     z: float,
     sign: float,
 ) -> float:
@@ -275,6 +287,7 @@ def _alpha_end(
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _beta_end(
     x: Float64,
+    weights: Float64 | None,
     tabulated: SkewTable,
     law: Float64,
     best: Float64,
@@ -298,7 +311,7 @@ def _beta_end(
     for _ in range(12):
         trial = trial if abs(trial) < 1.0 else side
         at[1] = trial
-        value, _, _ = _climb(x, tabulated, law, at, -np.inf, True, _PROFILE_TOLERANCE)
+        value, _, _ = _climb(x, weights, tabulated, law, at, -np.inf, True, _PROFILE_TOLERANCE)
         root = math.sqrt(max(2.0 * (loglik - value), 0.0))
         if abs(root - z) < 0.03 * z:
             return float(trial)
@@ -321,10 +334,72 @@ def _beta_end(
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _fit_row(
+    x: Float64,
+    weights: Float64 | None,
+    tabulated: SkewTable,
+    law: Float64,
+    z: float,
+    estimates: Float64,
+    cov: Float64,
+    interval: Float64,
+    loglik: Float64,
+) -> tuple[int, bool]:
+    """Fit one sample from the start in `estimates`, overwrite it; return iterations, converged.
+
+    `cov` (4, 4) takes the covariance, `interval` (4,) the ends of alpha and beta, `loglik` (2,) the
+    log-likelihood of the law and of the Gaussian fit.
+    """
+    free, information, at = np.ones(4, dtype=np.bool_), np.empty((4, 4)), np.empty(4)
+    n = total_weight(x, weights)
+    # A little inside the domain.
+    start = min(max(estimates[0], ALPHA_LOW + 0.05), 1.95)
+    at[0], at[1] = math.log(2.0 - start), min(max(estimates[1], -0.8), 0.8)
+    at[2], at[3] = estimates[2], estimates[3]
+    g_scale, g_loc, g_loglik = gaussian(x, weights)
+    best, iterations, converged = _climb(
+        x, weights, tabulated, law, at, g_loglik, False, _TOLERANCE
+    )
+    alpha, beta = 2.0 - math.exp(at[0]), at[1]
+    cov[:] = 0.0
+    if best <= g_loglik + 1e-9:
+        best, converged = g_loglik, True
+        estimates[0], estimates[1], estimates[2], estimates[3] = 2.0, 0.0, g_scale, g_loc
+        interval[0] = _alpha_end(tabulated, law, 2.0, 0.0, n, z, -1.0)
+        interval[1], interval[2], interval[3] = 2.0, -1.0, 1.0
+        cov[0, 0] = ((2.0 - interval[0]) / z) ** 2
+        cov[1, 1], cov[2, 2], cov[3, 3] = np.inf, 0.5 / n, 2.0 / n
+    else:
+        x0 = collapse_skew(tabulated, alpha, beta, law)
+        skew_information(law, x0, alpha, information)
+        invert_free(information * n, free, cov)
+        # From v to alpha.
+        cov[0] *= -(2.0 - alpha)
+        cov[:, 0] *= -(2.0 - alpha)
+        estimates[0], estimates[1], estimates[2], estimates[3] = alpha, beta, at[2], at[3]
+        error = math.sqrt(cov[0, 0])
+        interval[0], interval[1] = alpha - z * error, alpha + z * error
+        if alpha + 4.0 * error > 2.0:
+            interval[0] = _alpha_end(tabulated, law, alpha, beta, n, z, -1.0)
+            interval[1] = 2.0
+            if 2.0 * (best - g_loglik) > z * z:
+                interval[1] = _alpha_end(tabulated, law, alpha, beta, n, z, 1.0)
+        error = math.sqrt(cov[1, 1])
+        interval[2], interval[3] = beta - z * error, beta + z * error
+        if abs(beta) + 3.0 * error > 1.0:
+            for end in range(2):
+                side = 2.0 * end - 1.0
+                interval[2 + end] = _beta_end(
+                    x, weights, tabulated, law, at, best, g_loglik, z, error, side
+                )
+    loglik[0], loglik[1] = best, g_loglik
+    return iterations, converged
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _fit_rows(
     rows: Float64,
     counts: NDArray[np.int64],
-    spread: Float64,
     tabulated: SkewTable,
     z: float,
     estimates: Float64,
@@ -334,65 +409,53 @@ def _fit_rows(
     iterations: NDArray[np.int64],
     status: NDArray[np.uint8],
 ) -> None:
-    """Fit every row from the start in `estimates`, which it overwrites.
-
-    `loglik` (row, 2) takes the log-likelihood of the law and of the Gaussian fit.
-    """
-    law, at = new_skew_law(), np.empty(4)
-    free, information = np.ones(4, dtype=np.bool_), np.empty((4, 4))
+    """Fit every row that has values; arguments as of `_fit_row`, with one more dimension."""
+    law = new_skew_law()
     for r in range(rows.shape[0]):
-        n = counts[r]
-        if n == 0:
+        if counts[r] == 0:
             continue
-        x = rows[r, :n]
-        # A little inside the domain.
-        start = min(max(estimates[r, 0], ALPHA_LOW + 0.05), 1.95)
-        at[0], at[1] = math.log(2.0 - start), min(max(estimates[r, 1], -0.8), 0.8)
-        at[2], at[3] = estimates[r, 2], estimates[r, 3]
-        g_scale, g_loc, g_loglik = gaussian(x)
-        best, iterations[r], converged = _climb(x, tabulated, law, at, g_loglik, False, _TOLERANCE)
-        alpha, beta = 2.0 - math.exp(at[0]), at[1]
-        cov = covariance[r]
-        cov[:] = 0.0
-        if best <= g_loglik + 1e-9:
-            best, converged = g_loglik, True
-            estimates[r, 0], estimates[r, 1] = 2.0, 0.0
-            estimates[r, 2], estimates[r, 3] = g_scale, g_loc
-            interval[r, 0] = _alpha_end(tabulated, law, 2.0, 0.0, n, z, -1.0)
-            interval[r, 1], interval[r, 2], interval[r, 3] = 2.0, -1.0, 1.0
-            cov[0, 0] = ((2.0 - interval[r, 0]) / z) ** 2
-            cov[1, 1], cov[2, 2], cov[3, 3] = np.inf, 0.5 / n, 2.0 / n
-        else:
-            x0 = collapse_skew(tabulated, alpha, beta, law)
-            skew_information(law, x0, alpha, information)
-            invert_free(information * n, free, cov)
-            # From v to alpha.
-            cov[0] *= -(2.0 - alpha)
-            cov[:, 0] *= -(2.0 - alpha)
-            estimates[r, 0], estimates[r, 1], estimates[r, 2], estimates[r, 3] = (
-                alpha,
-                beta,
-                at[2],
-                at[3],
-            )
-            error = math.sqrt(cov[0, 0])
-            interval[r, 0], interval[r, 1] = alpha - z * error, alpha + z * error
-            if alpha + 4.0 * error > 2.0:
-                interval[r, 0] = _alpha_end(tabulated, law, alpha, beta, n, z, -1.0)
-                interval[r, 1] = 2.0
-                if 2.0 * (best - g_loglik) > z * z:
-                    interval[r, 1] = _alpha_end(tabulated, law, alpha, beta, n, z, 1.0)
-            error = math.sqrt(cov[1, 1])
-            interval[r, 2], interval[r, 3] = beta - z * error, beta + z * error
-            if abs(beta) + 3.0 * error > 1.0:
-                for end in range(2):
-                    side = 2.0 * end - 1.0
-                    interval[r, 2 + end] = _beta_end(
-                        x, tabulated, law, at, best, g_loglik, z, error, side
-                    )
-        unit = n * math.log(spread[r])
-        loglik[r, 0], loglik[r, 1] = best - unit, g_loglik - unit
+        iterations[r], converged = _fit_row(
+            rows[r, : counts[r]],
+            None,
+            tabulated,
+            law,
+            z,
+            estimates[r],
+            covariance[r],
+            interval[r],
+            loglik[r],
+        )
         status[r] = 0 if converged else _NOT_CONVERGED
+
+
+def fit_standardised(rows: Standardised, parametrization: Parametrization, z: float) -> StableFit:
+    """Return the fit with skewness of rows, or of rows of weighted points."""
+    start, count = from_quantiles(rows), rows.sizes.size
+    interval, loglik = np.full((count, 4), np.nan), np.full((count, 2), np.nan)
+    out = start.estimates, start.covariance, interval, loglik
+    if isinstance(rows, Rows):
+        _fit_rows(rows.values, rows.counts, skew_table(), z, *out, start.iterations, start.status)
+    elif isinstance(rows, PointRows):
+        law = new_skew_law()
+        for r in np.flatnonzero(rows.sizes):
+            x, weights = rows.points[r]
+            start.iterations[r], converged = _fit_row(
+                x, weights, skew_table(), law, z, *(each[r] for each in out)
+            )
+            start.status[r] = rows.status[r] if converged else _NOT_CONVERGED
+    loglik -= (rows.sizes * np.log(rows.spread))[:, None]
+    return assemble(
+        rows,
+        start.estimates,
+        start.covariance,
+        parametrization,
+        z,
+        start.status,
+        start.iterations,
+        alpha_interval=interval[:, :2],
+        beta_interval=interval[:, 2:],
+        loglik=loglik,
+    )
 
 
 def fit_skewed(
@@ -408,7 +471,8 @@ def fit_skewed(
     Gaussian likelihood wins. Standard errors are from the expected information; within four of
     them of 2 the ends of the interval of alpha are where they lie that many of their own errors
     from the estimate, and its upper end is 2 unless the likelihood ratio rejects the Gaussian.
-    Within three of -1 or 1 the interval of beta is from the profile likelihood ratio.
+    Within three of -1 or 1 the interval of beta is from the profile likelihood ratio. Cells of more
+    than 10,000 values are counted, as by `fit`.
 
     Parameters
     ----------
@@ -448,31 +512,7 @@ def fit_skewed(
     True
     """
     z = normal_quantile(confidence)
-    rows = prepare(x, axis, _MIN_SAMPLES)
-    start, count = from_quantiles(rows), rows.counts.size
-    interval, loglik = np.full((count, 4), np.nan), np.full((count, 2), np.nan)
-    _fit_rows(
-        rows.values,
-        rows.counts,
-        rows.spread,
-        skew_table(),
-        z,
-        start.estimates,
-        start.covariance,
-        interval,
-        loglik,
-        start.iterations,
-        start.status,
-    )
-    return assemble(
-        rows,
-        start.estimates,
-        start.covariance,
-        parametrization,
-        z,
-        start.status,
-        start.iterations,
-        alpha_interval=interval[:, :2],
-        beta_interval=interval[:, 2:],
-        loglik=loglik,
-    )
+    given, _ = as_rows(x, axis)
+    large = given.shape[1] > LARGE
+    rows = (condense if large else prepare)(x, axis, MIN_SAMPLES)
+    return fit_standardised(rows, parametrization, z)

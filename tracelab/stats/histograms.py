@@ -8,7 +8,6 @@ its distance from the next, cannot be had from bins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,7 +17,8 @@ import numpy.typing as npt
 from tracelab.errors import UsageError
 from tracelab.histogram import Histogram
 from tracelab.stats._anderson import anderson_pvalue
-from tracelab.stats._binned import distance_rows, moment_rows, quantile_rows
+from tracelab.stats._binned import distance_rows, quantile_rows
+from tracelab.stats._binned_samples import BinnedSamples
 from tracelab.stats._cramer import cramer_pvalue
 from tracelab.stats._normality_null import pvalues
 from tracelab.stats.normality import NormalityResult
@@ -36,8 +36,6 @@ __all__ = [
 ]
 
 MIN_SAMPLES = 8
-# The standard deviation must be as wide as this many bins of its neighbourhood.
-_RESOLUTION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +111,7 @@ def moments(counts: npt.ArrayLike, histogram: Histogram) -> Moments:
     UsageError
         If the counts are not of this histogram's bins.
     """
-    rows = _Rows.of(counts, histogram)
+    rows = BinnedSamples.of(counts, histogram)
     found, status = rows.moments()
     n, mean, variance = found.T
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -159,7 +157,7 @@ def quantile(counts: npt.ArrayLike, histogram: Histogram, q: npt.ArrayLike) -> Q
     UsageError
         If a level is not in [0, 1], or the counts are not of this histogram's bins.
     """
-    rows = _Rows.of(counts, histogram)
+    rows = BinnedSamples.of(counts, histogram)
     levels = np.asarray(q, dtype=np.float64)
     if levels.ndim > 1 or not ((levels >= 0) & (levels <= 1)).all():
         raise UsageError(f"q must be one level in [0, 1], or a list of them, got {q!r}")
@@ -253,7 +251,7 @@ def battery(
             raise UsageError(
                 f"there is no test {name!r} of binned samples; choose from {', '.join(_TESTS)}"
             )
-    rows = _Rows.of(counts, histogram)
+    rows = BinnedSamples.of(counts, histogram)
     found, status = rows.moments(MIN_SAMPLES)
     good = np.flatnonzero(status == Status.OK)
     statistics = np.full((len(status), 3), np.nan)
@@ -281,66 +279,3 @@ _TESTS: dict[str, tuple[int, Callable[[int, FloatArray], FloatArray]]] = {
     "cramer_von_mises": (1, lambda n, each: np.array([cramer_pvalue(w2, n) for w2 in each])),
     "lilliefors": (2, lambda n, each: pvalues("lilliefors", n, each)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Counts as rows, of the finite bins alone."""
-
-    lead: tuple[int, ...]
-    counts: npt.NDArray[np.int64]
-    edges: FloatArray
-    n: npt.NDArray[np.int64]
-    zeros: npt.NDArray[np.int64]
-    excluded: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, counts: npt.ArrayLike, histogram: Histogram) -> _Rows:
-        """Return checked counts."""
-        given = np.asarray(counts)
-        if given.dtype.kind not in "iu" or given.shape[-1:] != (histogram.bins,):
-            raise UsageError(
-                f"counts must be whole numbers, {histogram.bins} of them along the last axis, for "
-                f"{histogram}; got {given.dtype} of shape {given.shape}"
-            )
-        lead = given.shape[:-1]
-        rows = given.reshape(math.prod(lead), histogram.bins).astype(np.int64)
-        if (rows < 0).any():
-            raise UsageError(f"counts must not be negative, got {int(rows.min())}")
-        finite = rows[:, 1:-2]
-        outside = rows[:, [*histogram.infinite, histogram.nan]].sum(axis=-1)
-        edges = histogram.edges()[1:-1]
-        return cls(
-            lead, finite, edges, finite.sum(axis=-1), rows[:, histogram.zero].copy(), outside
-        )
-
-    def status(self, least: int) -> npt.NDArray[np.uint8]:
-        """Return what is wrong with the counts themselves."""
-        found = np.full(len(self.n), Status.OK, dtype=np.uint8)
-        found[self.n < least] = Status.TOO_FEW_SAMPLES
-        found[self.excluded > 0] = Status.NON_FINITE_INPUT
-        return found
-
-    def moments(self, least: int = 2) -> tuple[FloatArray, npt.NDArray[np.uint8]]:
-        """Return number, mean and variance of every row, and its status."""
-        found = np.empty((len(self.n), 3))
-        moment_rows(self.counts, self.edges, found)
-        status = self.status(least)
-        good = status == Status.OK
-        one = good & ((self.counts > 0).sum(axis=-1) < 2)
-        status[one] = Status.CONSTANT_INPUT
-        good &= ~one
-        status[good & ~(self.resolution(found) <= 1 / _RESOLUTION)] = Status.NOT_CONVERGED
-        return found, status
-
-    def resolution(self, found: FloatArray) -> FloatArray:
-        """Return the width of the widest bin within a deviation of the mean, in deviations."""
-        _, mean, variance = found.T
-        with np.errstate(invalid="ignore"):
-            std = np.sqrt(variance)
-            reach = np.abs(mean) + std
-        widths = np.diff(self.edges)
-        places = np.searchsorted(self.edges, np.nan_to_num(reach), side="right") - 1
-        with np.errstate(invalid="ignore", divide="ignore"):
-            ratio: FloatArray = widths[np.clip(places, 0, len(widths) - 1)] / std
-        return ratio

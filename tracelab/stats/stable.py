@@ -1,5 +1,7 @@
 """Stable laws: density, distribution, draws, and maximum-likelihood fits with uncertainty.
 
+Samples are arrays, or counts of a `tracelab.histogram.Histogram` (`fit_histogram`).
+
 Convention: ``E exp(iuX) = exp(iu loc - |scale u|^alpha)`` for symmetric laws, so ``alpha = 2`` is
 N(loc, 2 scale^2); skewed laws as in `pdf`. `fit` and `fit_common` are symmetric.
 """
@@ -14,17 +16,20 @@ from numpy.typing import ArrayLike, NDArray
 from tracelab.errors import UsageError
 from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._samples import as_rows
+from tracelab.stats._stable_cells import LARGE, condense
 from tracelab.stats._stable_common import CommonFit, fit_common
 from tracelab.stats._stable_density import ALPHA_MIN, table
 from tracelab.stats._stable_draws import rvs
 from tracelab.stats._stable_ecf import fit_ecf
-from tracelab.stats._stable_fit import fit_sorted
+from tracelab.stats._stable_fit import MIN_SAMPLES, fit_sorted
 from tracelab.stats._stable_gof import GoodnessOfFit, goodness_of_fit
+from tracelab.stats._stable_histogram import BinnedMethod, fit_histogram
 from tracelab.stats._stable_law import Accuracy, cdf, logpdf, pdf, ppf, sf
 from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
+from tracelab.stats._stable_points import fit_points
 from tracelab.stats._stable_quantile import fit_quantile
-from tracelab.stats._stable_result import StableFit
+from tracelab.stats._stable_result import StableFit, symmetric
 from tracelab.stats._stable_score import information, score
 from tracelab.stats._stable_skew_fit import fit_skewed
 from tracelab.stats.mohammadi import mohammadi
@@ -33,6 +38,7 @@ from tracelab.typing import Status
 __all__ = [
     "ALPHA_MIN",
     "Accuracy",
+    "BinnedMethod",
     "CommonFit",
     "GoodnessOfFit",
     "Parametrization",
@@ -41,6 +47,7 @@ __all__ = [
     "fit",
     "fit_common",
     "fit_ecf",
+    "fit_histogram",
     "fit_log_moments",
     "fit_quantile",
     "fit_skewed",
@@ -112,43 +119,14 @@ def fit(
         raise UsageError(f"method must be 'mle' or 'mohammadi', got {method!r}")
     z = normal_quantile(confidence)
     given, lead = as_rows(x, axis)
-    values, n = given.astype(np.float64), given.shape[1]
+    n = given.shape[1]
     if method == "mohammadi":
-        return _fit_mohammadi(values.reshape(*lead, n), confidence)
-    rows = np.sort(values, axis=-1)
-    out = np.zeros((rows.shape[0], 13))
-    fit_sorted(rows, table(), z, out)
-    columns = (out[:, i].reshape(lead) for i in range(13))
-    (alpha, scale, loc, alpha_se, log_scale_se, loc_se, low, high, loglik) = (
-        next(columns) for _ in range(9)
-    )
-    tied, iterations, status, loglik_gaussian = columns
-    # beta is 0 where there is a fit and missing where there is none.
-    beta = 0 * alpha
-    return StableFit(
-        alpha=alpha,
-        alpha_se=alpha_se,
-        alpha_low=low,
-        alpha_high=high,
-        beta=beta,
-        beta_se=beta,
-        beta_low=beta,
-        beta_high=beta,
-        scale=scale,
-        scale_se=scale * log_scale_se,
-        scale_low=scale * np.exp(-z * log_scale_se),
-        scale_high=scale * np.exp(z * log_scale_se),
-        loc=loc,
-        loc_se=loc_se,
-        loc_low=loc - z * loc_se,
-        loc_high=loc + z * loc_se,
-        loglik=loglik,
-        loglik_gaussian=loglik_gaussian,
-        tied_fraction=tied,
-        status=status.astype(np.uint8),
-        iterations=iterations.astype(np.int64),
-        n_samples=n,
-    )
+        return _fit_mohammadi(given.astype(np.float64).reshape(*lead, n), confidence)
+    if n > LARGE:
+        return fit_points(condense(x, axis, MIN_SAMPLES), z)
+    out = np.zeros((given.shape[0], 13))
+    fit_sorted(np.sort(given.astype(np.float64), axis=-1), table(), z, out)
+    return symmetric(out, lead, z, n)
 
 
 def _fit_mohammadi(values: Float64, confidence: float) -> StableFit:
