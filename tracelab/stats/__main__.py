@@ -29,6 +29,8 @@ fits = stable.fit(x, axis=0)
 stable.goodness_of_fit(x, fits.alpha, fits.loc, fits.scale, axis=0)
 for fit in (stable.fit_skewed, stable.fit_ecf, stable.fit_quantile, stable.fit_log_moments):
     fit(x, axis=0)
+for beta in (0.0, 0.5):
+    stable.rvs(1.7, beta, size=200_000, rng=rng)
 large = stable.rvs(1.7, size=20_000, rng=rng)
 stable.fit(large)
 stable.fit_skewed(large)

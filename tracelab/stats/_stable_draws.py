@@ -1,4 +1,4 @@
-"""Draws of stable laws by Chambers, Mallows and Stuck."""
+"""Draws of stable laws: by Chambers, Mallows and Stuck, and many of one law from a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ import numba
 import numpy as np
 
 from tracelab.stats._stable_exact import Float64, skew_tangent
+from tracelab.stats._stable_inverse import draw, inverse
 from tracelab.stats._stable_parameters import Parametrization, check_laws, check_parametrization
 
-__all__ = ["rvs"]
+__all__ = ["MANY", "rvs"]
+
+MANY = 131_072
+"""From this many draws on a table is made of the law."""
 
 # S0 is continuous at alpha = 1, where the general formula subtracts two infinities.
 _NEAR_ONE = 1e-8
@@ -77,7 +81,13 @@ def rvs(
     rng: np.random.Generator | None = None,
     parametrization: Parametrization = "S1",
 ) -> Float64:
-    r"""Return draws of a stable law, skewed or not, by Chambers, Mallows and Stuck.
+    r"""Return draws of a stable law, skewed or not.
+
+    By the transformation of Chambers, Mallows and Stuck; from 131,072 draws on by the inverse of
+    the distribution function where it can be tabulated. That is for symmetric laws of alpha from
+    0.5, with a relative error of the probabilities of tails below 1e-8, and for others of alpha
+    from 1.05 and skewness to about 0.95, with one below 1e-6. The random words that are inverted
+    are those of a key, which the generator gives.
 
     Parameters
     ----------
@@ -112,6 +122,13 @@ def rvs(
     check_parametrization(parametrization)
     check_laws(alpha, beta, scale)
     rng = np.random.default_rng() if rng is None else rng
+    count = 1 if size is None else math.prod(np.atleast_1d(size).tolist())
+    tabulated = inverse(float(alpha), float(beta)) if count >= MANY else None
+    if tabulated is not None:
+        # The table is in S0; it holds no law of alpha 1 with skewness.
+        offset = skew_tangent(float(alpha), float(beta)) if parametrization == "S1" else 0.0
+        many = draw(tabulated, float(loc) + scale * offset, float(scale), count, rng)
+        return many.reshape(size)
     angle = rng.uniform(-0.5 * np.pi, 0.5 * np.pi, size)
     weight = rng.standard_exponential(size)
     if alpha == 1 or (parametrization == "S0" and beta != 0 and abs(alpha - 1) < _NEAR_ONE):

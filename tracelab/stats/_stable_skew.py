@@ -183,9 +183,9 @@ def envelope(alpha: float, z: float) -> float:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def reliable(f: float, alpha: float, z: float) -> bool:
-    """Return whether the table's density is a tenth of what its errors are a part of, or more."""
-    return f > 0.1 * (_INV_SQRT_4PI * math.exp(-0.25 * z * z) + envelope(alpha, z))
+def reliable(f: float, alpha: float, z: float, least: float = 0.1) -> bool:
+    """Return whether the table's density is `least` of what its errors are a part of, or more."""
+    return f > least * (_INV_SQRT_4PI * math.exp(-0.25 * z * z) + envelope(alpha, z))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, inline="always")
