@@ -225,8 +225,9 @@ def inverse(alpha: float, beta: float) -> Inverse | None:
         x0 = collapse(table(), alpha, 0, law)
         cumulate(law, x0, alpha)
     else:
-        law = new_skew_law()
-        x0 = collapse_skew(skew_table(), alpha, beta, law)
+        collapsed = new_skew_law()
+        x0 = collapse_skew(skew_table(), alpha, beta, collapsed)
+        law = collapsed.rows
     coefficients = np.empty((2, _CELLS, 5))
     if not _tabulate(law, x0, alpha, _POINTS, _FROM_POINTS, coefficients):
         return None

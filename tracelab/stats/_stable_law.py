@@ -119,7 +119,7 @@ def _skewed(
     x0 = collapse_skew(tabulated, alpha, beta, law)
     for i in range(z0.size):
         if abs(z0[i]) < FAR:
-            f = skew_density(law, x0, alpha, z0[i])[0]
+            f = skew_density(law.rows, x0, alpha, z0[i])[0]
             if reliable(f, alpha, z0[i]):
                 out[i] = math.log(f)
                 continue

@@ -89,7 +89,7 @@ def _invert(
     iteration, moved = 0, np.inf
     while moved >= 1e-11 and iteration < _MAX_ITERATIONS:
         iteration += 1
-        _evaluate(table, alpha, beta, out)
+        _evaluate(table, alpha, beta, out[:2])
         s = 2.0 - alpha
         ra = log_ratio - out[0, 0]
         rb = skewness - s * out[1, 0]

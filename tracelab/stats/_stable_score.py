@@ -97,7 +97,7 @@ def _scores(
             out[i] = np.nan
             continue
         if table and abs(z[i]) < FAR:
-            f, fz, fa, fb = skew_density(law, x0, alpha, z[i])
+            f, fz, fa, fb = skew_density(law.rows, x0, alpha, z[i])
             if reliable(f, alpha, z[i]):
                 out[i, 0], out[i, 1], out[i, 2] = fa / f, fb / f, fz / f
                 continue
@@ -203,7 +203,7 @@ def information(alpha: float, beta: float = 0) -> Float64:
         raise UsageError(f"beta must be in (-1, 1), got {beta!r}")
     law, found = new_skew_law(), np.empty((4, 4))
     x0 = collapse_skew(skew_table(), float(alpha), float(beta), law)
-    skew_information(law, x0, float(alpha), found)
+    skew_information(law.rows, x0, float(alpha), found)
     found[0] /= -(2 - alpha)
     found[:, 0] /= -(2 - alpha)
     return found

@@ -8,6 +8,7 @@ never lets the likelihood fall.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -27,6 +28,7 @@ from tracelab.stats._stable_rows import Rows, Standardised, prepare
 from tracelab.stats._stable_skew import (
     ALPHA_LOW,
     TAIL_ROWS,
+    SkewLaw,
     SkewTable,
     collapse_skew,
     envelope,
@@ -43,17 +45,23 @@ Float64 = NDArray[np.float64]
 MIN_SAMPLES = 20
 """Fewer values than this are not fitted."""
 
-_MAX_ITERATIONS = 200
+# At a skewness of 1, where light tails jump, a climb along the profile may not end.
+_MAX_ITERATIONS, _PROFILE_ITERATIONS = 200, 15
 _V_MAX = math.log(2.0 - ALPHA_LOW)
-# Twice the log-likelihood still to gain when a climb stops; looser along the profile.
-_TOLERANCE, _PROFILE_TOLERANCE = 1e-9, 1e-3
+# Twice the log-likelihood still to gain when a climb stops and takes its last step without looking;
+# looser along the profile, where it takes none.
+_TOLERANCE, _PROFILE_TOLERANCE = 1e-5, 1e-2
 # Products of densities are kept in this range between two logarithms.
 _TINY, _HUGE = 1e-200, 1e200
+# Orders of the table that a climb from afar leaves out, and how near it goes: a thirtieth of a
+# standard error. Light tails, of skewness beyond the limit, need all of them.
+_COARSE, _NEAR, _COARSE_BETA = 1e-4, 1e-3, 0.9
 # The table's densities are not trusted below this part of a heavy tail: the likelihood counts a
 # light tail as if it were as heavy as that of a skewness 2e-7 short of 1.
 _FLOOR = 1e-7
 _BODY_NODES, _BODY_WEIGHTS = np.polynomial.legendre.leggauss(4)
 _TAIL_NODES, _TAIL_WEIGHTS = np.polynomial.legendre.leggauss(3)
+_ROUGH_NODES, _ROUGH_WEIGHTS = np.polynomial.legendre.leggauss(1)
 _NOT_CONVERGED = int(Status.NOT_CONVERGED)
 
 
@@ -103,47 +111,63 @@ def _sums(
     return total + math.log(product) - n * math.log(scale)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, inline="always")
 def _add(
-    law: Float64, x0: float, alpha: float, z: float, weight: float, information: Float64
+    values: tuple[float, float, float, float], alpha: float, z: float, weight: float, sums: Float64
 ) -> None:
-    f, fz, fa, fb = skew_density(law, x0, alpha, z)
-    if f <= _FLOOR * envelope(alpha, z):
-        return
-    score = (-(2.0 - alpha) * fa / f, fb / f, -(1.0 + z * fz / f), -fz / f)
-    for i in range(4):
-        for j in range(i + 1):
-            information[i, j] += weight * f * score[i] * score[j]
+    """Add a node's products of derivatives of the density, over it, to `sums` (10,)."""
+    f, fz, fa, fb = values
+    s = 2.0 - alpha
+    if f > 1e-6 * s or f > _FLOOR * envelope(alpha, z):
+        w = weight / f
+        a, c = -s * fa, -(f + z * fz)
+        sums[0] += w * a * a
+        sums[1] += w * a * fb
+        sums[2] += w * fb * fb
+        sums[3] += w * a * c
+        sums[4] += w * fb * c
+        sums[5] += w * c * c
+        sums[6] -= w * a * fz
+        sums[7] -= w * fb * fz
+        sums[8] -= w * c * fz
+        sums[9] += w * fz * fz
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def skew_information(law: Float64, x0: float, alpha: float, information: Float64) -> None:
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+def skew_information(
+    law: Float64, x0: float, alpha: float, information: Float64, rough: bool = False
+) -> None:
     """Write the Fisher information of one sample (4, 4) in the four coordinates.
 
-    Gauss-Legendre in the table's own cells; what lies beyond holds a part in 1e6 or less.
+    Gauss-Legendre in the table's own cells; what lies beyond holds a part in 1e6 or less. To a part
+    in 1e3 if `rough`.
     """
-    information[:] = 0.0
+    sums = np.zeros(10)
     cells = int(math.log2(EDGE / x0)) * 8
     left = x0
     for row in range(cells + TAIL_ROWS):
-        width = 1.0 / law[0, row, 7] if row < cells else 0.0
-        if row < cells:
-            for k in range(_BODY_NODES.size):
-                a = left + 0.5 * width * (1.0 + _BODY_NODES[k]) - x0
-                weight = 0.5 * width * _BODY_WEIGHTS[k]
-                _add(law, x0, alpha, a, weight, information)
-                _add(law, x0, alpha, -a, weight, information)
-        else:
-            width = 0.5 * 2.0 ** math.floor(math.log2(left * (1.0 + 1e-12)))
-            for k in range(_TAIL_NODES.size):
-                a = left + 0.5 * width * (1.0 + _TAIL_NODES[k]) - x0
-                weight = 0.5 * width * _TAIL_WEIGHTS[k]
-                _add(law, x0, alpha, a, weight, information)
-                _add(law, x0, alpha, -a, weight, information)
+        body = row < cells
+        width = (
+            1.0 / law[0, row, 7]
+            if body
+            else 0.5 * 2.0 ** math.floor(math.log2(left * (1.0 + 1e-12)))
+        )
+        nodes, weights = _TAIL_NODES, _TAIL_WEIGHTS
+        if body:
+            nodes, weights = _BODY_NODES, _BODY_WEIGHTS
+            if rough:
+                nodes, weights = _ROUGH_NODES, _ROUGH_WEIGHTS
+        for k in range(nodes.size):
+            a = left + 0.5 * width * (1.0 + nodes[k]) - x0
+            weight = 0.5 * width * weights[k]
+            _add(skew_density(law, x0, alpha, a), alpha, a, weight, sums)
+            _add(skew_density(law, x0, alpha, -a), alpha, -a, weight, sums)
         left += width
+    k = 0
     for i in range(4):
-        for j in range(i):
-            information[j, i] = information[i, j]
+        for j in range(i + 1):
+            information[i, j] = information[j, i] = sums[k]
+            k += 1
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -163,53 +187,89 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
     return True
 
 
+class _State(NamedTuple):
+    """Where a climb is; it goes on from there.
+
+    Parameters
+    ----------
+    at, gradient : ndarray, shape (4,)
+        (v, beta, scale, loc), and the derivatives of the log-likelihood.
+    inverse : ndarray, shape (4, 4)
+        Inverse curvature, of parameters that are not held; 0 if there is none yet.
+    held : ndarray of bool, shape (4,)
+        Parameters at the edge of their range.
+    """
+
+    at: Float64
+    gradient: Float64
+    inverse: Float64
+    held: NDArray[np.bool_]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _new_state() -> _State:
+    return _State(np.empty(4), np.empty(4), np.zeros((4, 4)), np.zeros(4, dtype=np.bool_))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _reach(ends: tuple[float, float], at: Float64) -> float:
+    """Return the largest standardised magnitude of a sample with these ends."""
+    return float(max(abs(ends[0] - at[3]), abs(ends[1] - at[3])) / at[2])
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _climb(
     x: Float64,
     weights: Float64 | None,
     tabulated: SkewTable,
-    law: Float64,
-    at: Float64,
+    law: SkewLaw,
+    state: _State,
     floor: float,
     hold: bool,
     tolerance: float,
+    least: float,
+    most: int,
 ) -> tuple[float, int, bool]:
-    """Improve `at` (v, beta, scale, loc); return log-likelihood, iterations, converged.
+    """Improve a state, in `most` iterations; return log-likelihood, their number, converged.
 
     Beta is held at its value if `hold`. It has converged when twice the log-likelihood still to
     gain is below `tolerance`. A climb that runs to the Gaussian end below the log-likelihood
-    `floor` is left early: there the Gaussian fit is better.
+    `floor` is left early: there the Gaussian fit is better. Orders that matter less than `least`
+    are left out of the law.
     """
-    n = total_weight(x, weights)
-    gradient, new_gradient = np.empty(4), np.empty(4)
-    information, inverse = np.empty((4, 4)), np.empty((4, 4))
+    n, ends = total_weight(x, weights), (x.min(), x.max())
+    at, gradient, inverse, held = state
+    new_gradient, information = np.empty(4), np.empty((4, 4))
     step, change, new = np.empty(4), np.empty(4), np.empty(4)
-    free, held = np.ones(4, dtype=np.bool_), np.zeros(4, dtype=np.bool_)
+    free = np.ones(4, dtype=np.bool_)
     alpha = 2.0 - math.exp(at[0])
-    x0 = collapse_skew(tabulated, alpha, at[1], law)
-    loglik = _sums(x, weights, law, x0, alpha, at[2], at[3], gradient)
-    stale = True
+    x0 = collapse_skew(tabulated, alpha, at[1], law, least, _reach(ends, at))
+    loglik = _sums(x, weights, law.rows, x0, alpha, at[2], at[3], gradient)
+    stale, fresh = inverse[3, 3] == 0.0, False
     free_beta, jumps = not hold, 0
-    for iteration in range(1, _MAX_ITERATIONS + 1):
+    for iteration in range(1, most + 1):
+        if least > 0.0 and free_beta and abs(at[1]) > _COARSE_BETA:
+            return loglik, iteration, True
         if free_beta and 0.8 < abs(at[1]) < 1.0 and gradient[1] * at[1] > 0.0 and jumps < 4:
             # The information grows without bound towards a skewness of 1: steps never get there.
             jumps += 1
             side = math.copysign(1.0, at[1])
             alpha = 2.0 - math.exp(at[0])
-            x0 = collapse_skew(tabulated, alpha, side, law)
-            new_loglik = _sums(x, weights, law, x0, alpha, at[2], at[3], new_gradient)
+            x0 = collapse_skew(tabulated, alpha, side, law, least, _reach(ends, at))
+            new_loglik = _sums(x, weights, law.rows, x0, alpha, at[2], at[3], new_gradient)
             if new_loglik > loglik:
                 at[1], loglik = side, new_loglik
                 gradient[:] = new_gradient
                 stale = True
             else:
-                x0 = collapse_skew(tabulated, alpha, at[1], law)
+                x0 = collapse_skew(tabulated, alpha, at[1], law, least, _reach(ends, at))
         pinned = at[0] >= _V_MAX and gradient[0] >= 0.0
         edge = hold or (abs(at[1]) >= 1.0 and gradient[1] * at[1] > 0.0)
         if stale or held[0] != pinned or held[1] != edge:
             held[0], held[1] = pinned, edge
             free[0], free[1] = not pinned, not edge
-            skew_information(law, x0, 2.0 - math.exp(at[0]), information)
+            x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law, least)
+            skew_information(law.rows, x0, 2.0 - math.exp(at[0]), information, True)
             invert_free(information * n, free, inverse)
             fresh, stale = True, False
         for i in range(4):
@@ -230,33 +290,53 @@ def _climb(
             cut = new[1] != at[1] + step[1]
             step[0], step[1] = new[0] - at[0], new[1] - at[1]
             alpha = 2.0 - math.exp(new[0])
-            x0 = collapse_skew(tabulated, alpha, new[1], law)
-            new_loglik = _sums(x, weights, law, x0, alpha, new[2], new[3], new_gradient)
+            x0 = collapse_skew(tabulated, alpha, new[1], law, least, _reach(ends, new))
+            new_loglik = _sums(x, weights, law.rows, x0, alpha, new[2], new[3], new_gradient)
             if new_loglik - loglik >= 1e-4 * np.sum(step * gradient) - slack:
                 risen = True
                 break
             step *= 0.3
         if not risen:
+            x0 = collapse_skew(
+                tabulated, 2.0 - math.exp(at[0]), at[1], law, least, _reach(ends, at)
+            )
             if fresh:
-                x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law)
                 return loglik, iteration, bool(gain < 1e-4)
-            x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law)
             stale = True
             continue
         for i in range(4):
-            change[i] = gradient[i] - new_gradient[i] if free[i] else 0.0
+            change[i] = 0.0 if held[i] else gradient[i] - new_gradient[i]
         at[:], gradient[:] = new, new_gradient
         loglik = new_loglik
         big = abs(step[0]) > 0.3 or abs(step[1]) > 0.3 or abs(step[2]) > 0.3
         stale = big or cut or not _bfgs(inverse, step, change)
         fresh = False
-    return loglik, _MAX_ITERATIONS, False
+    return loglik, most, False
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _last_step(state: _State) -> float:
+    """Take the last step of a climb, if it stays inside; return the log-likelihood to gain."""
+    at, gradient, inverse, _ = state
+    step = np.empty(4)
+    for i in range(4):
+        step[i] = np.sum(inverse[i] * gradient)
+    gain = np.sum(step * gradient)
+    inside = V_MIN <= at[0] + step[0] <= _V_MAX and abs(at[1] + step[1]) <= 1.0
+    if not inside or not gain < _TOLERANCE:
+        return 0.0
+    at[0] += step[0]
+    at[1] += step[1]
+    at[3] += at[2] * step[3]
+    at[2] *= math.exp(step[2])
+    gradient[:] = 0.0
+    return float(0.5 * gain)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _alpha_end(
     tabulated: SkewTable,
-    law: Float64,
+    law: SkewLaw,
     alpha: float,
     beta: float,
     n: float,
@@ -273,12 +353,12 @@ def _alpha_end(
     for _ in range(8):
         at = min(max(at, ALPHA_LOW), 2.0 - 1e-8)
         x0 = collapse_skew(tabulated, at, beta, law)
-        skew_information(law, x0, at, information)
+        skew_information(law.rows, x0, at, information, True)
         invert_free(information * n, free, inverse)
         rate = z * math.sqrt(inverse[0, 0] * (2.0 - at))
         root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
         end = 2.0 - root * root
-        if abs(end - at) < 1e-3 * (2.0 - at):
+        if abs(end - at) < 1e-2 * (2.0 - at):
             return end
         at = end
     return end
@@ -289,8 +369,8 @@ def _beta_end(
     x: Float64,
     weights: Float64 | None,
     tabulated: SkewTable,
-    law: Float64,
-    best: Float64,
+    law: SkewLaw,
+    best: _State,
     loglik: float,
     g_loglik: float,
     z: float,
@@ -299,37 +379,60 @@ def _beta_end(
 ) -> float:
     """Return the beta where twice the profile log-likelihood has fallen by ``z^2``, or `side`.
 
-    `best` is (v, beta, scale, loc) of the maximum and `error` the standard error of its beta. The
-    root of the fall is nearly linear in beta.
+    `best` is the state at the maximum and `error` the standard error of its beta. Newton steps on
+    the root of the fall, which is nearly linear in beta.
     """
     if 2.0 * (loglik - g_loglik) <= z * z:
         # The Gaussian law, which has every beta, is not ruled out.
         return side
-    inner, outer, inner_root, outer_root = best[1], side, 0.0, np.inf
-    trial = best[1] + side * min(max(z * error, 0.05), 0.5)
-    at = best.copy()
+    inner, outer, untried = best.at[1], side, True
+    state = _new_state()
+    at, along = state.at, np.zeros(4)
+    at[:] = best.at
+    curvature = best.inverse[1, 1]
+    if curvature > 0.0 and not best.held[0]:
+        # How the others go with beta, and their curvature where it is held.
+        along[:] = best.inverse[1] / curvature
+        for i in range(4):
+            for j in range(4):
+                state.inverse[i, j] = best.inverse[i, j] - along[i] * best.inverse[1, j]
+        state.held[1] = True
+    trial = best.at[1] + side * min(max(z * error, 0.05), 0.5)
     for _ in range(12):
         trial = trial if abs(trial) < 1.0 else side
+        moved = trial - at[1]
+        at[0] = min(max(at[0] + along[0] * moved, V_MIN), _V_MAX)
+        at[3] += at[2] * along[3] * moved
+        at[2] *= math.exp(along[2] * moved)
         at[1] = trial
-        value, _, _ = _climb(x, weights, tabulated, law, at, -np.inf, True, _PROFILE_TOLERANCE)
+        value, _, _ = _climb(
+            x,
+            weights,
+            tabulated,
+            law,
+            state,
+            -np.inf,
+            True,
+            _PROFILE_TOLERANCE,
+            0.0,
+            _PROFILE_ITERATIONS,
+        )
         root = math.sqrt(max(2.0 * (loglik - value), 0.0))
-        if abs(root - z) < 0.03 * z:
-            return float(trial)
+        slope = -state.gradient[1] * side / max(root, 0.2)
+        new = trial + side * (z - root) / slope if slope > 0.0 else outer
+        if abs(root - z) < 0.1 * z and abs(new) < 1.0:
+            return float(new)
         if root < z:
             if trial == side:
                 return side
-            inner, inner_root = trial, root
+            inner = trial
         else:
-            outer, outer_root = trial, root
+            outer, untried = trial, False
         if abs(outer - inner) < 1e-4:
             return float(trial)
-        if outer_root == np.inf:
-            trial = inner + side * max(
-                (z - inner_root) / max(root, 0.2) * abs(inner - best[1]), 0.1
-            )
-        else:
-            part = (z - inner_root) / (outer_root - inner_root)
-            trial = inner + min(max(part, 0.1), 0.9) * (outer - inner)
+        if not min(inner, outer) < new < max(inner, outer):
+            new = side if untried else 0.5 * (inner + outer)
+        trial = new
     return float(trial)
 
 
@@ -338,7 +441,7 @@ def _fit_row(
     x: Float64,
     weights: Float64 | None,
     tabulated: SkewTable,
-    law: Float64,
+    law: SkewLaw,
     z: float,
     estimates: Float64,
     cov: Float64,
@@ -350,16 +453,25 @@ def _fit_row(
     `cov` (4, 4) takes the covariance, `interval` (4,) the ends of alpha and beta, `loglik` (2,) the
     log-likelihood of the law and of the Gaussian fit.
     """
-    free, information, at = np.ones(4, dtype=np.bool_), np.empty((4, 4)), np.empty(4)
+    free, information, state = np.ones(4, dtype=np.bool_), np.empty((4, 4)), _new_state()
+    at = state.at
     n = total_weight(x, weights)
     # A little inside the domain.
     start = min(max(estimates[0], ALPHA_LOW + 0.05), 1.95)
     at[0], at[1] = math.log(2.0 - start), min(max(estimates[1], -0.8), 0.8)
     at[2], at[3] = estimates[2], estimates[3]
     g_scale, g_loc, g_loglik = gaussian(x, weights)
-    best, iterations, converged = _climb(
-        x, weights, tabulated, law, at, g_loglik, False, _TOLERANCE
+    _, before, _ = _climb(
+        x, weights, tabulated, law, state, g_loglik, False, _NEAR, _COARSE, _MAX_ITERATIONS
     )
+    best, after, converged = _climb(
+        x, weights, tabulated, law, state, g_loglik, False, _TOLERANCE, 0.0, _MAX_ITERATIONS
+    )
+    iterations = before + after
+    # The law stays where it is: the last step is a thousandth of a standard error.
+    fitted = 2.0 - math.exp(at[0])
+    x0 = collapse_skew(tabulated, fitted, at[1], law)
+    best += _last_step(state)
     alpha, beta = 2.0 - math.exp(at[0]), at[1]
     cov[:] = 0.0
     if best <= g_loglik + 1e-9:
@@ -370,8 +482,7 @@ def _fit_row(
         cov[0, 0] = ((2.0 - interval[0]) / z) ** 2
         cov[1, 1], cov[2, 2], cov[3, 3] = np.inf, 0.5 / n, 2.0 / n
     else:
-        x0 = collapse_skew(tabulated, alpha, beta, law)
-        skew_information(law, x0, alpha, information)
+        skew_information(law.rows, x0, fitted, information)
         invert_free(information * n, free, cov)
         # From v to alpha.
         cov[0] *= -(2.0 - alpha)
@@ -390,7 +501,7 @@ def _fit_row(
             for end in range(2):
                 side = 2.0 * end - 1.0
                 interval[2 + end] = _beta_end(
-                    x, weights, tabulated, law, at, best, g_loglik, z, error, side
+                    x, weights, tabulated, law, state, best, g_loglik, z, error, side
                 )
     loglik[0], loglik[1] = best, g_loglik
     return iterations, converged

@@ -10,7 +10,14 @@ import pytest
 
 from tracelab.errors import UsageError
 from tracelab.stats import _stable_score, stable
-from tracelab.stats._stable_skew import ALPHA_LOW
+from tracelab.stats._stable_skew import (
+    ALPHA_LOW,
+    collapse_skew,
+    envelope,
+    new_skew_law,
+    skew_density,
+    skew_table,
+)
 from tracelab.typing import Status
 
 REFERENCE = Path(__file__).parents[3] / "data" / "reference"
@@ -257,3 +264,53 @@ def test_beta_interval_is_of_the_profile_likelihood():
         for d in steps[::2]
     )
     assert 2 * (found.loglik - best) == pytest.approx(1.96**2, abs=0.25)
+
+
+def collapsed(alpha, beta, law=None, **options):
+    """The rows that are collapsed, (2, row, 24), and x0."""
+    law = new_skew_law() if law is None else law
+    x0 = collapse_skew(skew_table(), alpha, beta, law, **options)
+    return law.rows.copy(), x0
+
+
+def test_a_kept_sum_over_beta_is_that_of_its_skewness():
+    law = new_skew_law()
+    for alpha, beta, options in (
+        (1.5, 0.3, {}),
+        (1.45, 0.3, {}),
+        (1.1, 0.3, {}),
+        (1.1, -0.7, {"reach": 5.0}),
+        (1.12, -0.7, {"reach": 700.0}),
+        (1.12, -0.7, {}),
+        (1.12, -0.7, {"least": 1e-4}),
+        (1.12, -0.7, {}),
+    ):
+        rows, x0 = collapsed(alpha, beta, law, **options)
+        alone, x0_alone = collapsed(alpha, beta, **options)
+        assert x0 == x0_alone
+        z = np.linspace(-1, 1, 500) * options.get("reach", 1e5)
+        for point in z:
+            assert skew_density(rows, x0, alpha, point) == skew_density(alone, x0, alpha, point)
+
+
+@pytest.mark.parametrize("alpha", [0.85, 1.1, 1.3, 1.5, 1.95])
+def test_reach_and_importance(alpha):
+    beta = 0.4
+    whole, x0 = collapsed(alpha, beta)
+    for reach in (0.5, 3.0, 63.0, 64.0, 1e4):
+        rows, _ = collapsed(alpha, beta, reach=reach)
+        for point in (-reach, 0.7 * reach, reach):
+            assert skew_density(rows, x0, alpha, point) == skew_density(whole, x0, alpha, point)
+    coarse, _ = collapsed(alpha, beta, least=1e-4)
+    table = skew_table()
+    panel = table.panels[np.searchsorted(table.panels[:, 1], alpha)]
+    importance = table.importance[int(panel[3]) : int(panel[3] + panel[4])]
+    # Chebyshev polynomials are 1 at most: the orders left out add up to this, of the envelope.
+    most = importance[importance < 1e-4].sum()
+    assert 0 < most < 5e-3
+    for point in np.concatenate([np.linspace(-8, 8, 101), [-3e4, -200, 200, 3e4]]):
+        difference = (
+            skew_density(coarse, x0, alpha, point)[0] - skew_density(whole, x0, alpha, point)[0]
+        )
+        # That of where a cell begins, at 8/9 of 1 + |z| or more.
+        assert abs(difference) <= 1.125**3 * most * envelope(alpha, point)
