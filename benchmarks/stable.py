@@ -13,7 +13,7 @@ from statistics import median
 import numpy as np
 import scipy.stats
 
-from benchmarks import stable_accuracy
+from benchmarks import stable_accuracy, stable_bins
 from tracelab.stats import stable
 from tracelab.stats._stable_climb import fisher
 from tracelab.stats._stable_density import table
@@ -109,6 +109,8 @@ def main() -> None:
     peer()
     print()
     stable_accuracy.main()
+    print()
+    stable_bins.main()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A large sample as few weighted points, for the likelihood fits of stable laws.
 
-Standardised roughly, values are counted in cells of ``|z| + x0``, 64 an octave, each with the sum
+Standardised roughly, values are counted in cells of ``|z| + x0``, 32 an octave, each with the sum
 of its values: one pass, without a sort. A cell of k values becomes two points of weight k / 2, at
 its exact mean plus and minus the deviation that k evenly spread values have about their mean. A
 cell of one value is that value.
@@ -25,9 +25,9 @@ __all__ = ["LARGE", "condense"]
 LARGE = 10_000
 """Samples of more values than this are fitted as points."""
 
-_SHIFT = 23 - 6
-_END = 256 << 6
-_OVERFLOW = 255 << 6
+_SHIFT = 23 - 5
+_END = 256 << 5
+_OVERFLOW = 255 << 5
 # Values of a sample that are sorted for its rough scale, and those whose cells are found at once.
 _PILOT, _PIECE = 1024, 2048
 

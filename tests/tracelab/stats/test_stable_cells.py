@@ -31,13 +31,13 @@ def test_a_large_sample_is_fitted_as_its_sorted_values(alpha):
     x = stable.rvs(alpha, loc=-70, scale=0.02, size=SIZE, rng=np.random.default_rng(1))
     found, exact = stable.fit(x), by_sorting(x)
     assert found.status == Status.OK
-    # Cells are a 64th of |z| + 1/8 wide, in interquartile ranges: second derivatives of
-    # log-densities times the scatter of squares in them, h^2 / sqrt(180), about 1e-4 of a score.
+    # Cells are a 32nd of |z| + 1/8 wide, in interquartile ranges: second derivatives of
+    # log-densities times the scatter of squares in them, h^2 / sqrt(180), about 3e-4 of a score.
     for i, name in enumerate(COLUMNS):
         assert abs(getattr(found, name) - exact[i]) < 1e-3 * getattr(found, f"{name}_se")
     assert abs(found.alpha_low - exact[6]) < 2e-3 * found.alpha_se
     assert abs(found.alpha_high - exact[7]) < 2e-3 * found.alpha_se
-    # The same of log-likelihoods, whose sum scatters by 1e-4 sqrt(n).
+    # The same of log-likelihoods, whose sum scatters by 2e-4 sqrt(n).
     assert abs(found.loglik - exact[8]) < 5e-4 * math.sqrt(SIZE)
     assert len(condense(x, -1, 8).points[0][0]) < SIZE // 2
 
@@ -88,7 +88,8 @@ def test_what_cannot_be_counted_is_sorted():
         # A climb from another start may end 3e-5 standard errors away.
         tolerance = 1e-3 * found.alpha_se[i]
         assert abs(found.alpha[i] - exact[0]) < tolerance, name
-        assert abs(found.scale[i] / exact[1] - 1) < 1e-5, name
+        # Rounded values are not spread over cells, .03 scales wide where most are: h^2 / 24.
+        assert abs(found.scale[i] / exact[1] - 1) < 0.03**2 / 24, name
     bad = np.tile(good, (4, 1))
     bad[0, 7], bad[1, 0], bad[2] = np.nan, -np.inf, 3.0
     for fit in (stable.fit, stable.fit_skewed):
