@@ -342,26 +342,30 @@ def _alpha_end(
     n: float,
     z: float,
     sign: float,
+    error: float,
 ) -> float:
     """Return the alpha that lies `z` of its own standard errors from the estimate.
 
     Near 2 the error falls like the root of the distance from 2: there an interval with the error
-    of the estimate is too short below and has no end above.
+    of the estimate is too short below and has no end above. `error` is that of the estimate, 0 for
+    a Gaussian one.
     """
     free, information, inverse = np.ones(4, dtype=np.bool_), np.empty((4, 4)), np.empty((4, 4))
-    distance, at = 2.0 - alpha, min(alpha, 2.0 - 2.0 / n)
+    distance, at = 2.0 - alpha, 2.0 - 2.0 / n
+    rate = z * error / math.sqrt(distance) if error > 0.0 else 0.0
     for _ in range(8):
+        if rate > 0.0:
+            root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
+            end = 2.0 - root * root
+            if abs(end - at) < 1e-2 * (2.0 - at):
+                return end
+            at = end
         at = min(max(at, ALPHA_LOW), 2.0 - 1e-8)
         x0 = collapse_skew(tabulated, at, beta, law)
         skew_information(law.rows, x0, at, information, True)
         invert_free(information * n, free, inverse)
         rate = z * math.sqrt(inverse[0, 0] * (2.0 - at))
-        root = 0.5 * (math.sqrt(rate * rate + 4.0 * distance) - sign * rate)
-        end = 2.0 - root * root
-        if abs(end - at) < 1e-2 * (2.0 - at):
-            return end
-        at = end
-    return end
+    return at
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -477,7 +481,7 @@ def _fit_row(
     if best <= g_loglik + 1e-9:
         best, converged = g_loglik, True
         estimates[0], estimates[1], estimates[2], estimates[3] = 2.0, 0.0, g_scale, g_loc
-        interval[0] = _alpha_end(tabulated, law, 2.0, 0.0, n, z, -1.0)
+        interval[0] = _alpha_end(tabulated, law, 2.0, 0.0, n, z, -1.0, 0.0)
         interval[1], interval[2], interval[3] = 2.0, -1.0, 1.0
         cov[0, 0] = ((2.0 - interval[0]) / z) ** 2
         cov[1, 1], cov[2, 2], cov[3, 3] = np.inf, 0.5 / n, 2.0 / n
@@ -491,10 +495,10 @@ def _fit_row(
         error = math.sqrt(cov[0, 0])
         interval[0], interval[1] = alpha - z * error, alpha + z * error
         if alpha + 4.0 * error > 2.0:
-            interval[0] = _alpha_end(tabulated, law, alpha, beta, n, z, -1.0)
+            interval[0] = _alpha_end(tabulated, law, alpha, beta, n, z, -1.0, error)
             interval[1] = 2.0
             if 2.0 * (best - g_loglik) > z * z:
-                interval[1] = _alpha_end(tabulated, law, alpha, beta, n, z, 1.0)
+                interval[1] = _alpha_end(tabulated, law, alpha, beta, n, z, 1.0, error)
         error = math.sqrt(cov[1, 1])
         interval[2], interval[3] = beta - z * error, beta + z * error
         if abs(beta) + 3.0 * error > 1.0:
