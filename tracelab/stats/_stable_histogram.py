@@ -63,21 +63,42 @@ def _slope_at(counts: IntArray, edges: FloatArray, b: int) -> float:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _value(counts: IntArray, edges: FloatArray, b: int, i: float) -> float:
+    """Return where the i-th value of bin `b` lies, from 0 on."""
+    width = edges[b + 1] - edges[b]
+    t = (i + 0.5) / counts[b]
+    # Where the integral of a density that goes linearly is t.
+    bend = 0.0 if width == 0.0 else min(max(_slope_at(counts, edges, b) * width, -1.0), 1.0)
+    return float(edges[b] + (t + 0.5 * bend * t * (1.0 - t)) * width)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _quantiles(
     counts: IntArray, edges: FloatArray, levels: Float64, out: Float64, width: Float64
 ) -> None:
-    """Write quantiles at `levels`, and the widths of the bins they lie in."""
-    n, below, level = counts.sum(), 0.0, 0
+    """Write quantiles at `levels`, and the widths of the bins they lie in, of 2 values or more.
+
+    The i-th of n values is at ``(i - 1/2) / n``, as in `_stable_rows`.
+    """
+    n = counts.sum()
+    below, level, halfway, first = 0, 0, False, 0.0
     for b in range(counts.size):
         k = counts[b]
-        while k and level < levels.size and below + k >= levels[level] * n:
-            width[level] = edges[b + 1] - edges[b]
-            t = (levels[level] * n - below) / k
-            # Where the integral of a density that goes linearly is t.
-            bend = 0.0 if width[level] == 0.0 else _slope_at(counts, edges, b) * width[level]
-            bend = min(max(bend, -1.0), 1.0)
-            out[level] = edges[b] + (t + 0.5 * bend * t * (1.0 - t)) * width[level]
-            level += 1
+        if k == 0:
+            continue
+        while level < levels.size:
+            position = min(max(levels[level] * n - 0.5, 0.0), n - 1.0)
+            i = min(int(position), n - 2)
+            if not halfway:
+                if i >= below + k:
+                    break
+                first, halfway = _value(counts, edges, b, i - below), True
+                width[level] = edges[b + 1] - edges[b]
+            if i + 1 >= below + k:
+                break
+            second = _value(counts, edges, b, i + 1 - below)
+            out[level] = first + (position - i) * (second - first)
+            level, halfway = level + 1, False
         below += k
 
 
@@ -188,7 +209,7 @@ def _without_atoms(counts: IntArray, edges: FloatArray) -> IntArray:
         return counts
     widths = np.diff(edges)
     rest = np.where(crowded, 0, counts)
-    if rest.any():
+    if rest.sum() > 1:
         _, middle, resolved = _spans(rest, edges)
         if resolved and widths[crowded].max() <= _RESOLUTION * middle:
             return rest
@@ -248,7 +269,7 @@ def fit_histogram(
 
     In a millisecond, whatever their number. With 7 mantissa bits, from 1e3 to 1e6 values and with
     locations up to five scales from zero, estimates by likelihood differ from those of the values
-    by a hundredth of a standard error, at random; those by quantiles by a fifth. More than that is
+    by a hundredth of a standard error, at random; those by quantiles by a tenth. More than that is
     lost where more than a few percent of the values lie beyond the histogram's window.
 
     Parameters
