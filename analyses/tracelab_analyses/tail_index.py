@@ -14,7 +14,9 @@ mode here is a maximum-likelihood fit of one alpha to a cell:
 
 Intervals take minibatches, not values, as independent. ``alpha_control`` is the same estimate on
 exactly Gaussian noise with the measured covariance: an alpha that the control shows too is an
-artefact of pooling. ``alpha_mohammadi`` is the estimator of the papers, for comparison.
+artefact of pooling. ``alpha_mohammadi`` is the estimator of the papers, for comparison, and
+``alpha_profile`` how it depends on the length of blocks: flat for a stable law, rising for noise of
+finite variance that is not Gaussian and for mixtures of scales.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from scipy import special
 
 from tracelab.contracts import (
     NETWORK,
@@ -38,6 +41,7 @@ from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usab
 from tracelab.stats import stable
 from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.mohammadi import mohammadi
+from tracelab.stats.mohammadi_profile import BLOCKS, GROUPS, SHAPES, mohammadi_profile
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
@@ -49,7 +53,10 @@ MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
 MAX_COLORED = 10
 MAX_COLUMNS = 3
+# Of the comparison of profiles in the two orders, all block lengths together.
+ORDER_LEVEL = 0.01
 _CELL = ("step", "layer")
+_BY_BLOCK = ("step", "layer", "m")
 
 
 def tail_index(
@@ -78,7 +85,7 @@ def tail_index(
         See ``ANALYSIS.outputs``.
     """
     shape = noise.shape[:2]
-    out = blank(ANALYSIS.outputs, dict(zip(_CELL, shape, strict=True)))
+    out = blank(ANALYSIS.outputs, dict(zip(_BY_BLOCK, (*shape, len(BLOCKS)), strict=True)))
     for cell in np.ndindex(*shape):
         x = noise[cell]
         status, series = usable_series(x, MIN_BATCHES)
@@ -97,8 +104,9 @@ def tail_index(
 
 def _cell(
     series: FloatArray, mode: str, confidence: float, rng: np.random.Generator
-) -> dict[str, float]:
-    found, fit = _fit(series, mode, confidence)
+) -> dict[str, Array | float]:
+    fitted_alpha, fit = _fit(series, mode, confidence)
+    found: dict[str, Array | float] = {**fitted_alpha, **_profiles(series, mode, confidence, rng)}
     found["alpha_control"] = _fit(gaussian_control(series, rng), mode, confidence)[0]["alpha"]
     if mode == "pooled":
         # As in the papers: flattened minibatch by minibatch, blocks of about the root of n.
@@ -115,6 +123,25 @@ def _cell(
     found["gof_pvalue"] = float(cauchy_combination(pvalue))
     found["gof_rejection_rate"] = float(np.mean(pvalue < GOF_LEVEL))
     return found
+
+
+def _profiles(
+    series: FloatArray, mode: str, confidence: float, rng: np.random.Generator
+) -> dict[str, Array | float]:
+    """Return Mohammadi's estimate by block length in random order and in that of the data."""
+    pooled = mode == "pooled"
+    ordered = mohammadi_profile(series, together=pooled, confidence=confidence)
+    shuffled = mohammadi_profile(series, together=pooled, rng=rng, confidence=confidence)
+    return {
+        "alpha_profile": shuffled.alpha,
+        "alpha_profile_se": shuffled.alpha_se,
+        "alpha_profile_ordered": ordered.alpha,
+        "alpha_profile_ordered_se": ordered.alpha_se,
+        "profile_slope": float(shuffled.slope),
+        "profile_slope_low": float(shuffled.slope_low),
+        "profile_slope_high": float(shuffled.slope_high),
+        "profile_shape": int(shuffled.shape),
+    }
 
 
 def _fit(
@@ -167,7 +194,8 @@ def finding(result: xr.Dataset) -> Finding:
 
     parts = at_ends(good, describe)
     where = subject(good)
-    warnings = []
+    last = good.isel(step=-1)
+    warnings = _order_warnings(last)
     if mode == "pooled":
         warnings.append(
             "Coordinates of different scales thrown together mimic heavy tails: heterogeneous "
@@ -188,7 +216,55 @@ def finding(result: xr.Dataset) -> Finding:
             f"With fewer than {MIN_BATCHES_FOR_FINDING} minibatches a probe, intervals are wide "
             "and rest on few independent samples."
         )
-    return Finding(f"For {where} ({mode}), {', and '.join(parts)}.", tuple(warnings))
+    return Finding(
+        f"For {where} ({mode}), {', and '.join(parts)}.{_shape_sentence(last)}", tuple(warnings)
+    )
+
+
+_READINGS = {
+    "flat": "is not told from the flat one of a stable law (of the Gaussian, at 2)",
+    "rising": "rises, as that of a law of finite variance that is not Gaussian or of a mixture of "
+    "scales does, and not that of a stable law",
+    "falling": "falls, as where the mean of the noise is not 0",
+}
+
+
+def _shape_sentence(row: xr.Dataset) -> str:
+    """Return what the block profile of one probe says, or nothing where it has no shape."""
+    shape = SHAPES[int(row["profile_shape"])]
+    if shape not in _READINGS:
+        return ""
+    there = row.isel(m=np.flatnonzero(np.isfinite(row["alpha_profile"].values)))
+    ends = " to ".join(
+        f"{float(end['alpha_profile']):.2f} ± {float(end['alpha_profile_se']):.2f} "
+        f"in blocks of {int(end['m'])}"
+        for end in (there.isel(m=0), there.isel(m=-1))
+    )
+    return (
+        f" At step {int(row['step'])} Mohammadi's estimate by block length, {ends}, "
+        f"{_READINGS[shape]}."
+    )
+
+
+def _order_warnings(row: xr.Dataset) -> list[str]:
+    """Return a warning where the order of the data matters to Mohammadi's estimate."""
+    ordered, shuffled = (row[name].values for name in ("alpha_profile_ordered", "alpha_profile"))
+    # In 1 / alpha, in which both have Student's t.
+    difference = 1 / ordered - 1 / shuffled
+    error = np.hypot(
+        row["alpha_profile_ordered_se"].values / ordered**2,
+        row["alpha_profile_se"].values / shuffled**2,
+    )
+    level = 1 - 0.5 * ORDER_LEVEL / max(int(np.isfinite(difference).sum()), 1)
+    score = np.nan_to_num(difference / error)
+    worst = int(np.argmax(np.abs(score)))
+    if abs(score[worst]) < float(special.stdtrit(GROUPS - 1.0, level)):
+        return []
+    return [
+        f"Values depend on their neighbours: in the order of the data Mohammadi's estimate is "
+        f"{ordered[worst]:.2f} in blocks of {int(row['m'][worst])}, in random order "
+        f"{shuffled[worst]:.2f}."
+    ]
 
 
 def plot(results: Mapping[str, xr.Dataset]) -> Figure:
@@ -246,7 +322,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 ANALYSIS = Analysis(
     name="tail_index",
     summary="How heavy are the tails of gradient noise? Stable index alpha with its control",
-    version=1,
+    version=2,
     inputs=(NOISE,),
     outputs=(
         Variable("alpha", _CELL, description="maximum-likelihood stable index"),
@@ -256,6 +332,34 @@ ANALYSIS = Analysis(
         Variable("alpha_control", _CELL, description="alpha of the Gaussian control"),
         Variable(
             "alpha_mohammadi", _CELL, description="the estimator of the papers; median over series"
+        ),
+        Variable(
+            "alpha_profile",
+            _BY_BLOCK,
+            description="the papers' estimator by block length, batches in random order (pooled: "
+            "values); its mean over series in 1 / alpha",
+        ),
+        Variable(
+            "alpha_profile_se",
+            _BY_BLOCK,
+            description="standard error, from ten groups of minibatches",
+        ),
+        Variable(
+            "alpha_profile_ordered", _BY_BLOCK, description="the same in the order of the data"
+        ),
+        Variable("alpha_profile_ordered_se", _BY_BLOCK, description="its standard error"),
+        Variable(
+            "profile_slope",
+            _CELL,
+            description="fall of 1 / alpha_profile per tenfold block length; 0 for a stable law",
+        ),
+        Variable("profile_slope_low", _CELL, description="interval, lower end"),
+        Variable("profile_slope_high", _CELL, description="interval, upper end"),
+        Variable(
+            "profile_shape",
+            _CELL,
+            dtype="uint8",
+            description=", ".join(f"{code}: {name}" for code, name in enumerate(SHAPES)),
         ),
         Variable(
             "likelihood_ratio", _CELL, description="twice the log-likelihood gain over Gaussian"
@@ -316,4 +420,5 @@ ANALYSIS = Analysis(
             "https://arxiv.org/abs/2212.02083",
         ),
     ),
+    coords={"m": BLOCKS},
 )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tracelab.stats import histograms as histograms
     from tracelab.stats import models as models
     from tracelab.stats import mohammadi as mohammadi
+    from tracelab.stats import mohammadi_profile as mohammadi_profile
     from tracelab.stats import multiple_testing as multiple_testing
     from tracelab.stats import multivariate as multivariate
     from tracelab.stats import normality as normality
@@ -29,6 +30,7 @@ __all__ = [
     "histograms",
     "models",
     "mohammadi",
+    "mohammadi_profile",
     "multiple_testing",
     "multivariate",
     "normality",

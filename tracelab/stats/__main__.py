@@ -11,6 +11,7 @@ from tracelab.stats import (
     histograms,
     models,
     mohammadi,
+    mohammadi_profile,
     multivariate,
     normality,
     resampling,
@@ -47,6 +48,7 @@ for beta in (0.0, 0.5):
     stable.logpdf(x[:, 0], 1.7, beta)
     stable.ppf(stable.cdf(x[:, 0], 1.7, beta), 1.7, beta)
 mohammadi.mohammadi(x, axis=0)
+mohammadi_profile.mohammadi_profile(x)
 resampling.gaussian_control(x, rng)
 models.fit(x, axis=0)
 tails.pot(x, axis=0)
