@@ -35,6 +35,7 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
 from tracelab.series import BATCH_SIZE, NOISE, SKETCH, usable_series
 from tracelab.stats import normality
@@ -111,6 +112,8 @@ def gaussianity(
         for index, by_name in enumerate(found):
             for key, value in by_name.items():
                 out[key][(*cell, index)] = value
+        for key, number in independence(series).items():
+            out[key][cell] = number
         centred = series - series.mean(axis=0)
         variance = np.mean(centred**2, axis=0)
         out["excess_kurtosis"][cell] = np.median(np.mean(centred**4, axis=0) / variance**2 - 3)
@@ -224,7 +227,7 @@ def finding(result: xr.Dataset) -> Finding:
 
     parts = at_ends(good, describe)
     where = subject(good)
-    warnings = []
+    warnings = independence_warnings(good)
     if mode == "pooled":
         warnings.append(
             "Pooling coordinates of different scales is rejected as Gaussian even when each is "
@@ -301,7 +304,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 ANALYSIS = Analysis(
     name="gaussianity",
     summary="Is gradient noise Gaussian? Normality tests by coordinate or direction",
-    version=2,
+    version=3,
     inputs=(NOISE,),
     outputs=(
         Variable("rejection_rate", _BY_TEST, description="share of series rejected at the level"),
@@ -326,6 +329,7 @@ ANALYSIS = Analysis(
         Variable("statistic", _BY_TEST, description="test statistic; median over series"),
         Variable("excess_kurtosis", _CELL, description="median over series"),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        *INDEPENDENCE,
         Variable("n_series", _CELL, dtype="int64", description="series tested"),
         Variable("n_dropped", _CELL, dtype="int64", description="series left out: they never vary"),
         Variable("status", _CELL, dtype="uint8"),

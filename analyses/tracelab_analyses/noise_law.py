@@ -42,6 +42,7 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
 from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import models
@@ -106,7 +107,8 @@ def noise_law(
         out["n_batches"][cell], out["n_series"][cell] = series.shape
         out["status"][cell] = int(status)
         if status is Status.OK:
-            for name, value in _compared(series, significance, rng).items():
+            found = {**_compared(series, significance, rng), **independence(series)}
+            for name, value in found.items():
                 out[name][cell] = value
     return out
 
@@ -216,8 +218,9 @@ def finding(result: xr.Dataset) -> Finding:
     parts = at_ends(good, describe)
     where = subject(good)
     warnings = [
+        *independence_warnings(good),
         "Six laws were tried: the closest of them need not be close. Noise of finitely many "
-        "examples has a finite variance whatever law fits it."
+        "examples has a finite variance whatever law fits it.",
     ]
     if int(good["n_batches"].min()) < MIN_BATCHES_FOR_FINDING:
         warnings.append(
@@ -255,7 +258,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 ANALYSIS = Analysis(
     name="noise_law",
     summary="Which law does gradient noise follow? Six laws compared, with a verdict",
-    version=1,
+    version=2,
     inputs=(NOISE,),
     outputs=(
         Variable(
@@ -295,6 +298,7 @@ ANALYSIS = Analysis(
             "power of .8, were values independent",
         ),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        *INDEPENDENCE,
         Variable("n_series", _CELL, dtype="int64", description="series whose values were fitted"),
         Variable(
             "n_dropped",

@@ -36,6 +36,7 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
 from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import stable
@@ -106,7 +107,11 @@ def _cell(
     series: FloatArray, mode: str, confidence: float, rng: np.random.Generator
 ) -> dict[str, Array | float]:
     fitted_alpha, fit = _fit(series, mode, confidence)
-    found: dict[str, Array | float] = {**fitted_alpha, **_profiles(series, mode, confidence, rng)}
+    found: dict[str, Array | float] = {
+        **fitted_alpha,
+        **_profiles(series, mode, confidence, rng),
+        **independence(series),
+    }
     found["alpha_control"] = _fit(gaussian_control(series, rng), mode, confidence)[0]["alpha"]
     if mode == "pooled":
         # As in the papers: flattened minibatch by minibatch, blocks of about the root of n.
@@ -195,7 +200,7 @@ def finding(result: xr.Dataset) -> Finding:
     parts = at_ends(good, describe)
     where = subject(good)
     last = good.isel(step=-1)
-    warnings = _order_warnings(last)
+    warnings = [*independence_warnings(good), *_order_warnings(last)]
     if mode == "pooled":
         warnings.append(
             "Coordinates of different scales thrown together mimic heavy tails: heterogeneous "
@@ -377,6 +382,7 @@ ANALYSIS = Analysis(
             "gof_rejection_rate", _CELL, description="share of series whose stable fit is rejected"
         ),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
+        *INDEPENDENCE,
         Variable("n_series", _CELL, dtype="int64", description="series fitted"),
         Variable(
             "n_dropped",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracelab.stats import multiple_testing as multiple_testing
     from tracelab.stats import multivariate as multivariate
     from tracelab.stats import normality as normality
+    from tracelab.stats import panel_dependence as panel_dependence
     from tracelab.stats import resampling as resampling
     from tracelab.stats import stable as stable
     from tracelab.stats import tails as tails
@@ -34,6 +35,7 @@ __all__ = [
     "multiple_testing",
     "multivariate",
     "normality",
+    "panel_dependence",
     "resampling",
     "stable",
     "tails",

@@ -14,6 +14,7 @@ from tracelab.stats import (
     mohammadi_profile,
     multivariate,
     normality,
+    panel_dependence,
     resampling,
     stable,
     tails,
@@ -56,3 +57,4 @@ for name in ("hill", "moment", "pickands"):
     tails.stability(x, name, axis=0)
 tails.threshold(x, axis=0)
 dependence.dependence(x, axis=0)
+panel_dependence.panel_dependence(x)

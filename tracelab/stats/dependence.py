@@ -14,7 +14,7 @@ from tracelab.errors import UsageError
 from tracelab.stats._samples import as_rows
 from tracelab.typing import Array, FloatArray, Status
 
-__all__ = ["Dependence", "autocorrelation", "dependence"]
+__all__ = ["Dependence", "autocorrelation", "dependence", "geyer"]
 
 MIN_SAMPLES = 10
 """Fewer values than this say nothing of their dependence."""
@@ -147,7 +147,7 @@ def dependence(x: npt.ArrayLike, axis: int = -1, lags: int | None = None) -> Dep
         weights = 1 / (n - np.arange(1, tested + 1))
         box = n * (n + 2) * (r[:, 1 : tested + 1] ** 2 @ weights)
         tau, window = np.empty(len(r)), np.empty(len(r), dtype=np.int64)
-        _windows(r, tau, window)
+        geyer(r, tau, window)
         effective = n / tau
         numbers[:, good] = (
             rho,
@@ -193,7 +193,8 @@ def _correlations(rows: FloatArray, lags: int) -> FloatArray:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _windows(r: FloatArray, tau: FloatArray, window: Array) -> None:
+def geyer(r: FloatArray, tau: FloatArray, window: Array) -> None:
+    """Write what divides the number of values, and lags counted, from correlations (row, lag)."""
     for row in range(r.shape[0]):
         total, before, last = 0.0, np.inf, 0
         for k in range(r.shape[1] // 2):
