@@ -16,8 +16,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 HEAD = "# Benchmarks\n\nWritten by `make bench`: paired ratios in one process, medians."
-# Writes 40 GB and takes most of an hour.
-LONG = ("larger_than_memory",)
+# They write 40 and 3 GB, and take most of an hour and ten minutes.
+LONG = ("larger_than_memory", "whole_trace")
 
 
 def known() -> list[str]:

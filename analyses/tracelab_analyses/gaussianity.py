@@ -114,9 +114,10 @@ def gaussianity(
                 out[key][(*cell, index)] = value
         for key, number in independence(series).items():
             out[key][cell] = number
-        centred = series - series.mean(axis=0)
-        variance = np.mean(centred**2, axis=0)
-        out["excess_kurtosis"][cell] = np.median(np.mean(centred**4, axis=0) / variance**2 - 3)
+        squares = np.square(series - series.mean(axis=0))
+        variance = squares.mean(axis=0)
+        fourth = np.square(squares, out=squares).mean(axis=0)
+        out["excess_kurtosis"][cell] = np.median(fourth / variance**2 - 3)
     return out
 
 
@@ -139,10 +140,11 @@ def _by_series(
 ) -> list[dict[str, float]]:
     tested = _battery(series, 0, rng)
     control = _battery(gaussian_control(series, rng), 0, rng)
+    counts = np.array([int((pvalue < significance).sum()) for _, pvalue in tested.values()])
+    ends = proportion_confint(counts, series.shape[1], method="wilson")
     found = []
-    for name, (statistic, pvalue) in tested.items():
+    for (name, (statistic, pvalue)), low, high in zip(tested.items(), *ends, strict=True):
         rejected = pvalue < significance
-        low, high = proportion_confint(int(rejected.sum()), rejected.size, method="wilson")
         corrected = (
             rejected
             if correction == "none"

@@ -106,14 +106,15 @@ def tail_index(
 def _cell(
     series: FloatArray, mode: str, confidence: float, rng: np.random.Generator
 ) -> dict[str, Array | float]:
-    fitted_alpha, fit = _fit(series, mode, confidence)
+    each = None if mode == "pooled" else stable.fit(series, axis=0, confidence=None)
+    fitted_alpha, fit = _fit(series, mode, confidence, each)
     found: dict[str, Array | float] = {
         **fitted_alpha,
         **_profiles(series, mode, confidence, rng),
         **independence(series),
     }
-    found["alpha_control"] = _fit(gaussian_control(series, rng), mode, confidence)[0]["alpha"]
-    if mode == "pooled":
+    found["alpha_control"] = _fit(gaussian_control(series, rng), mode, None)[0]["alpha"]
+    if each is None:
         # As in the papers: flattened minibatch by minibatch, blocks of about the root of n.
         pooled = series.ravel()
         block = largest_divisor(pooled.size, int(np.sqrt(pooled.size)))
@@ -121,7 +122,6 @@ def _cell(
         fitted = stable.goodness_of_fit(pooled, fit.alpha, fit.loc, fit.scale)
     else:
         found["alpha_mohammadi"] = float(np.median(mohammadi(series, axis=0).alpha))
-        each = stable.fit(series, axis=0)
         fitted = stable.goodness_of_fit(series, each.alpha, each.loc, each.scale, axis=0)
     statistic, pvalue = np.atleast_1d(fitted.statistic), np.atleast_1d(fitted.pvalue)
     found["gof_statistic"] = float(np.median(statistic))
@@ -150,18 +150,28 @@ def _profiles(
 
 
 def _fit(
-    series: FloatArray, mode: str, confidence: float
+    series: FloatArray,
+    mode: str,
+    confidence: float | None,
+    each: stable.StableFit | None = None,
 ) -> tuple[dict[str, float], stable.CommonFit]:
-    """Return alpha with its interval for one cell, as the mode treats it, and the fit behind it."""
+    """Return alpha with its interval for one cell, as the mode treats it, and the fit behind it.
+
+    Without a level there is no interval; from the fits of `each` series the one of all is found
+    sooner.
+    """
     if mode == "standardized":
         series, halves = by_quartiles(series), (series[::2], series[1::2])
-    fit = stable.fit_common(series, "each" if mode == "batches" else "shared", confidence)
+    if mode == "batches":
+        fit = stable.fit_common(series, "each", confidence, start=each)
+    else:
+        fit = stable.fit_common(series, "shared", confidence)
     alpha, low, high = float(fit.alpha), float(fit.alpha_low), float(fit.alpha_high)
     bias = 0.0
     if mode == "standardized":
         # Scales estimated from K batches mix Gaussians of slightly different scales, a bias of
         # order 1/K: twice as large in halves, which removes it (Quenouille's jackknife).
-        parts = [stable.fit_common(by_quartiles(half), "shared").alpha for half in halves]
+        parts = [stable.fit_common(by_quartiles(half), "shared", None).alpha for half in halves]
         bias = float(np.mean(parts)) - alpha
         bias = bias if np.isfinite(bias) else 0.0
     found = {

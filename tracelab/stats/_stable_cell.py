@@ -10,9 +10,18 @@ import numpy as np
 from tracelab.stats._stable_climb import V_MIN, climb, fisher, gaussian
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, new_law
 from tracelab.stats._stable_fit import MIN_SAMPLES, mask_atoms, quantile, rank, start_alpha
-from tracelab.stats._stable_panel import climb_panel, cluster_scores, observed_information
+from tracelab.stats._stable_panel import (
+    climb_panel,
+    cluster_scores,
+    observed_information,
+    panel_score,
+)
 
 __all__ = ["interval", "maximise", "prepare"]
+
+
+# Start from which samples are tried for being Gaussian at once.
+_NEAR_GAUSSIAN = 1.95
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -159,11 +168,12 @@ def _score_endpoint(
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def maximise(
-    ordered: Float64, counts: Float64, tabulated: Table, scale: Float64, loc: Float64
+    ordered: Float64, counts: Float64, tabulated: Table, v: float, scale: Float64, loc: Float64
 ) -> tuple[float, float, float, float, int, bool]:
     """Return v, alpha, log-likelihood, the Gaussian one, iterations, whether it converged.
 
-    `ordered` is (group, values), standardised, all of `counts` positive. Writes `scale`, `loc`.
+    `ordered` is (group, values), standardised, all of `counts` positive. Starts from `v`, `scale`
+    and `loc`, or, where `v` is NaN, from quantiles. Writes `scale` and `loc`.
     """
     groups = ordered.shape[0]
     g_scale, g_loc = np.empty(groups), np.empty(groups)
@@ -171,10 +181,19 @@ def maximise(
     for g in range(groups):
         g_scale[g], g_loc[g], part = gaussian(ordered[g, : int(counts[g])], None)
         g_loglik += part
-    start, q75 = _start(ordered, counts, tabulated.quantiles)
-    v = math.log(2.0 - start)
-    scale[:], loc[:] = 0.5 / q75, 0.0
+    if math.isnan(v):
+        start, q75 = _start(ordered, counts, tabulated.quantiles)
+        v = math.log(2.0 - start)
+        scale[:], loc[:] = 0.5 / q75, 0.0
     law = new_law()
+    if groups > 1 and 2.0 - math.exp(v) > _NEAR_GAUSSIAN:
+        # Where the likelihood rises to the Gaussian end from here and from just before it.
+        here, slope = panel_score(ordered, counts, tabulated, law, v, scale, loc)
+        if here <= g_loglik and slope < 0.0:
+            end = math.log(0.04 / counts.sum())
+            if panel_score(ordered, counts, tabulated, law, end, g_scale, g_loc)[1] < 0.0:
+                scale[:], loc[:] = g_scale, g_loc
+                return V_MIN, 2.0, g_loglik, g_loglik, 1, True
     if groups == 1:
         row = ordered[0, : int(counts[0])]
         first = (v, scale[0], loc[0])

@@ -14,8 +14,10 @@ from scipy import special
 from tracelab.errors import UsageError
 from tracelab.stats._confidence import check_confidence
 from tracelab.stats._stable_cell import interval, maximise, prepare
-from tracelab.stats._stable_density import table
+from tracelab.stats._stable_climb import fisher
+from tracelab.stats._stable_density import ALPHA_MIN, table
 from tracelab.stats._stable_fit import MIN_SAMPLES
+from tracelab.stats._stable_result import StableFit
 from tracelab.typing import Status
 
 __all__ = ["CommonFit", "Scales", "fit_common", "uncorrected"]
@@ -66,7 +68,13 @@ class CommonFit:
     iterations: NDArray[np.int64]
 
 
-def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) -> CommonFit:
+def fit_common(
+    x: ArrayLike,
+    scales: Scales = "each",
+    confidence: float | None = 0.95,
+    *,
+    start: StableFit | None = None,
+) -> CommonFit:
     r"""Return one symmetric stable index for all series of a cell.
 
     Maximum of the composite likelihood :math:`\sum_{kj} \log f((x_{kj} - \delta_j) / \gamma_j;
@@ -91,8 +99,11 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
         Samples; leading dims are cells.
     scales : {"each", "shared"}
         Own location and scale for each series, or one of each for all values (pooled).
-    confidence : float
-        Level of the interval, in (0, 1).
+    confidence : float or None
+        Level of the interval, in (0, 1). None: no standard error and no interval.
+    start : StableFit, optional
+        `fit` of the same series (along the axis of batches), where it is known: with own scales
+        the climb from there has about half as many steps, to the same maximum.
 
     Returns
     -------
@@ -114,12 +125,18 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
     """
     if scales not in get_args(Scales):
         raise UsageError(f"scales must be 'each' or 'shared', got {scales!r}")
-    check_confidence(confidence)
+    if confidence is not None:
+        check_confidence(confidence)
     values = np.asarray(x)
     if values.ndim < 2:
         raise UsageError(f"x must have shape (..., batch, series), got shape {values.shape}")
     lead, (batches, series) = values.shape[:-2], values.shape[-2:]
     each = scales == "each"
+    if start is not None and (not each or start.alpha.shape != (*lead, series)):
+        raise UsageError(
+            f"start must be the fit of each of the {series} series with scales='each', got "
+            f"scales={scales!r} and alpha of shape {start.alpha.shape}"
+        )
     numbers = np.full((7, *lead), np.nan)
     group_shape = (*lead, series) if each else lead
     scale, loc = np.full(group_shape, np.nan), np.full(group_shape, np.nan)
@@ -128,7 +145,10 @@ def fit_common(x: ArrayLike, scales: Scales = "each", confidence: float = 0.95) 
     for cell in np.ndindex(*lead):
         # Series first: the kernels run along batches.
         rows = np.ascontiguousarray(values[cell].T, dtype=np.float64)
-        found = _fit_one(rows, each, confidence)
+        known = None
+        if start is not None:
+            known = np.array([start.alpha[cell], start.scale[cell], start.loc[cell]])
+        found = _fit_one(rows, each, confidence, known)
         status[cell] = int(found[0])
         numbers[(slice(None), *cell)], counts[(slice(None), *cell)] = found[1], found[2]
         if found[3].size:
@@ -196,7 +216,7 @@ def uncorrected(x: Float64, scales: Scales) -> float:
     """Return the maximum-likelihood alpha of one cell (batch, series), bias and all."""
     cell = _prepared(np.ascontiguousarray(x.T, dtype=np.float64), scales == "each")
     scale, loc = np.empty(cell.size.size), np.empty(cell.size.size)
-    return float(maximise(cell.ordered, cell.size, table(), scale, loc)[1])
+    return float(maximise(cell.ordered, cell.size, table(), np.nan, scale, loc)[1])
 
 
 @cache
@@ -220,8 +240,25 @@ def _corrected(alpha: Float64, size: float) -> Float64:
     return np.where(alpha >= 2.0, 2.0, np.interp(alpha, limit, alphas))
 
 
+def _start(cell: _Cell, known: Float64 | None) -> tuple[float, Float64, Float64]:
+    """Return where the climb starts in v (NaN: from quantiles), scales and locations.
+
+    `known` holds alpha, scale and location of every series, (3, series).
+    """
+    scale, loc = np.empty(cell.size.size), np.empty(cell.size.size)
+    if known is None or not np.isfinite(known[:, cell.varies]).all():
+        return np.nan, scale, loc
+    alpha, scale, loc = known[:, cell.varies]
+    gap = 2 - alpha
+    mean = float(np.clip(gap.mean(), 1e-4, 2 - ALPHA_MIN))
+    _, coupling, information, _ = fisher(table().information, np.log(mean))
+    # The scale follows alpha: d log scale = -coupling / information dv, and both go with 2 - alpha.
+    scale = scale / cell.spread * np.exp(-coupling / information * (mean - gap) / mean)
+    return float(np.log(mean)), scale, (loc - cell.centre) / cell.spread
+
+
 def _fit_one(
-    rows: Float64, each: bool, confidence: float
+    rows: Float64, each: bool, confidence: float | None, known: Float64 | None
 ) -> tuple[Status, Float64, NDArray[np.int64], Float64]:
     """Return status, numbers, counts, and scale and location by group of one cell."""
     numbers, counts = np.full(7, np.nan), np.zeros(3, dtype=np.int64)
@@ -231,16 +268,18 @@ def _fit_one(
         counts[1] = series
     if cell.status is not Status.OK:
         return cell.status, numbers, counts, np.empty((2, 0))
-    scale, loc = np.empty(cell.size.size), np.empty(cell.size.size)
+    begin, scale, loc = _start(cell, known)
     v, alpha, loglik, gaussian, iterations, converged = maximise(
-        cell.ordered, cell.size, table(), scale, loc
+        cell.ordered, cell.size, table(), begin, scale, loc
     )
-    target = float(special.stdtrit(batches - 1.0, 0.5 + 0.5 * confidence))
-    # Each series spent two of its samples on location and scale.
-    shrink = batches / (batches - 2) if each else 1.0
-    se, low, high = interval(
-        cell.by_series, cell.size, table(), (v, alpha), scale, loc, target, shrink
-    )
+    se = low = high = np.nan
+    if confidence is not None:
+        target = float(special.stdtrit(batches - 1.0, 0.5 + 0.5 * confidence))
+        # Each series spent two of its samples on location and scale.
+        shrink = batches / (batches - 2) if each else 1.0
+        se, low, high = interval(
+            cell.by_series, cell.size, table(), (v, alpha), scale, loc, target, shrink
+        )
     if each:
         width = high - low
         alpha, low, high = _corrected(np.array([alpha, low, high]), float(cell.size.mean()))

@@ -60,6 +60,7 @@ BODY = 4.0
 
 MAX_ROWS = 8 * (14 + 6) + 2
 NODES = 12
+_RECIPROCALS = tuple(1.0 / (c + 1.0) for c in range(7))
 _INV_SQRT_4PI = 1.0 / math.sqrt(4.0 * math.pi)
 # exp(-z^2 / 4) at 16 is 1.6e-28: nothing beside the tail of the smallest s a fit visits, 1e-9.
 _GAUSSIAN_END = 16.0
@@ -112,7 +113,7 @@ def new_law() -> Float64:
 def collapse(tabulated: Table, alpha: float, order: int, law: Float64) -> float:
     """Write the law at `alpha` with `order` derivatives in alpha to `law`; return x0.
 
-    Column 7 of a row is the inverse cell width, column 15 is free for `cumulate`.
+    Column 7 of a row is the inverse cell width, columns 15 and 23 are free for `cumulate`.
     """
     panels, coefficients = tabulated.panels, tabulated.coefficients
     panel = 0
@@ -127,18 +128,21 @@ def collapse(tabulated: Table, alpha: float, order: int, law: Float64) -> float:
     # T_n, T_n', T_n'' by their three-term recurrences.
     value, slope, bend = 1.0, 0.0, 0.0
     value_before, slope_before, bend_before = t, 0.0, 0.0
-    law[:rows] = 0.0
+    size = rows * 7
+    # Without the gaps of `law`, so that sums fill vector registers.
+    sums = np.zeros((3, size))
     for n in range(NODES):
-        start = offset + n * rows * 7
+        start = offset + n * size
+        part = coefficients[start : start + size]
         w0, w1, w2 = value, slope * dt, bend * dt * dt
-        for row in range(rows):
-            for c in range(7):
-                q = coefficients[start + row * 7 + c]
-                law[row, c] += w0 * q
-                if order > 0:
-                    law[row, 8 + c] += w1 * q
-                if order > 1:
-                    law[row, 16 + c] += w2 * q
+        for i in range(size):
+            sums[0, i] += w0 * part[i]
+        if order > 0:
+            for i in range(size):
+                sums[1, i] += w1 * part[i]
+        if order > 1:
+            for i in range(size):
+                sums[2, i] += w2 * part[i]
         if n == 0:
             following, following_slope, following_bend = t, 1.0, 0.0
         else:
@@ -152,14 +156,16 @@ def collapse(tabulated: Table, alpha: float, order: int, law: Float64) -> float:
     body = 8 * (log_x0 + 2)
     offset = int(panels[panel, 4])
     width = 2.0**-log_x0 / 8.0
+    for i in range(size):
+        g, ga = sums[0, i], sums[1, i]
+        sums[0, i], sums[1, i], sums[2, i] = s * g, s * ga - g, s * sums[2, i] - 2.0 * ga
+    for i in range(body * 7):
+        sums[0, i] += tabulated.gaussian[offset + i]
     for row in range(rows):
         for c in range(7):
-            g, ga = law[row, c], law[row, 8 + c]
-            law[row, c] = s * g
-            law[row, 8 + c] = s * ga - g
-            law[row, 16 + c] = s * law[row, 16 + c] - 2.0 * ga
-            if row < body:
-                law[row, c] += tabulated.gaussian[offset + row * 7 + c]
+            law[row, c] = sums[0, row * 7 + c]
+            law[row, 8 + c] = sums[1, row * 7 + c]
+            law[row, 16 + c] = sums[2, row * 7 + c]
         law[row, 7] = 1.0 / width
         if row % 8 == 7:
             width *= 2.0
@@ -290,7 +296,10 @@ def _tail_survival(law: Float64, x0: float, alpha: float, a: float) -> float:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def cumulate(law: Float64, x0: float, alpha: float) -> None:
-    """Write to column 15 what the cells' functions integrate to beyond each cell's right edge."""
+    """Write what each cell's polynomial integrates to, and what is beyond its right edge.
+
+    Columns 23, in units of the cell, and 15.
+    """
     beyond = _tail_survival(law, x0, alpha, EDGE - x0)
     gaussian = True
     for row in range(_cells(x0) - 1, -1, -1):
@@ -302,15 +311,15 @@ def cumulate(law: Float64, x0: float, alpha: float) -> None:
         part = 0.0
         for c in range(6, -1, -1):
             part += law[row, c] / (c + 1.0)
+        law[row, 23] = part
         beyond += part / law[row, 7]
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def survival(law: Float64, x0: float, alpha: float, a: float) -> float:
     """Return P(Z > a) for ``a >= 0``, to the relative accuracy of the density; after `cumulate`."""
-    gaussian = 0.5 * math.erfc(0.5 * a)
     if alpha == 2.0 or a == np.inf:
-        return gaussian
+        return 0.5 * math.erfc(0.5 * a)
     y = a + x0
     if y >= EDGE:
         return _tail_survival(law, x0, alpha, a)
@@ -318,9 +327,8 @@ def survival(law: Float64, x0: float, alpha: float, a: float) -> float:
     row = law[(bits >> 49) - (np.float64(x0).view(np.int64) >> 49)]
     u = (bits & 0x1FFFFFFFFFFFF) * 2.0**-49
     # Integral of the cell's polynomial from u to 1.
-    part, whole = 0.0, 0.0
+    part = 0.0
     for c in range(6, -1, -1):
-        part = part * u + row[c] / (c + 1.0)
-        whole += row[c] / (c + 1.0)
-    within = row[15] + (whole - part * u) / row[7]
-    return float(within + gaussian if y >= BODY else within)
+        part = part * u + row[c] * _RECIPROCALS[c]
+    within = row[15] + (row[23] - part * u) / row[7]
+    return float(within + 0.5 * math.erfc(0.5 * a) if y >= BODY else within)

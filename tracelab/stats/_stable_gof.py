@@ -52,7 +52,7 @@ def anderson_rows(z: Float64, alpha: Float64, tabulated: Table, out: Float64) ->
     """Write A^2 of each row of sorted standardised values under the law of its alpha."""
     law = new_law()
     n = z.shape[1]
-    log_lower, log_upper = np.empty(n), np.empty(n)
+    lower, upper = np.empty(n), np.empty(n)
     before, x0 = -1.0, 0.0
     for r in range(z.shape[0]):
         if alpha[r] != before:
@@ -60,13 +60,12 @@ def anderson_rows(z: Float64, alpha: Float64, tabulated: Table, out: Float64) ->
             cumulate(law, x0, alpha[r])
             before = alpha[r]
         for i in range(n):
-            # Far enough out that no float sample is beyond, and A^2 stays finite.
-            tail = max(survival(law, x0, alpha[r], abs(z[r, i])), 1e-300)
-            small, large = math.log(tail), math.log1p(-tail)
-            log_lower[i], log_upper[i] = (small, large) if z[r, i] < 0.0 else (large, small)
+            # Far enough out that hardly a sample is beyond, and products of two are numbers.
+            tail = max(survival(law, x0, alpha[r], abs(z[r, i])), 1e-150)
+            lower[i], upper[i] = (tail, 1.0 - tail) if z[r, i] < 0.0 else (1.0 - tail, tail)
         total = 0.0
         for i in range(n):
-            total += (2.0 * i + 1.0) * (log_lower[i] + log_upper[n - 1 - i])
+            total += (2.0 * i + 1.0) * math.log(lower[i] * upper[n - 1 - i])
         out[r] = -n - total / n
 
 

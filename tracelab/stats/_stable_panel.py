@@ -15,7 +15,7 @@ import numpy as np
 from tracelab.stats._stable_climb import V_MAX, V_MIN, fisher, score_sums
 from tracelab.stats._stable_density import Float64, Table, collapse, density, density2
 
-__all__ = ["climb_panel", "cluster_scores", "observed_information"]
+__all__ = ["climb_panel", "cluster_scores", "observed_information", "panel_score"]
 
 _MAX_ITERATIONS = 60
 # Squared distance to the maximum in standard errors: of alpha, and the mean over the series.
@@ -42,6 +42,25 @@ def _panel_sums(
         )
         total += loglik
     return total
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def panel_score(
+    rows: Float64,
+    counts: Float64,
+    tabulated: Table,
+    law: Float64,
+    v: float,
+    scale: Float64,
+    loc: Float64,
+) -> tuple[float, float]:
+    """Return the log-likelihood and its derivative in v along the maximum in the scales."""
+    sums = np.empty((3, rows.shape[0]))
+    alpha = 2.0 - math.exp(v)
+    x0 = collapse(tabulated, alpha, 1, law)
+    loglik = _panel_sums(rows, counts, law, x0, alpha, scale, loc, sums)
+    _, vu, uu, _ = fisher(tabulated.information, v)
+    return loglik, sums[0].sum() - vu / uu * sums[1].sum()
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

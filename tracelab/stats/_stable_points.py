@@ -40,8 +40,8 @@ def core(wide: float, narrow: float) -> float:
     return min(bend, 1.0) * 0.5 * narrow / q75
 
 
-def fit_points(rows: PointRows, z: float) -> StableFit:
-    """Return the symmetric stable law of each row, with intervals of `z` standard errors."""
+def fit_points(rows: PointRows, z: float | None) -> StableFit:
+    """Return the symmetric stable law of each row, with intervals of `z` standard errors if any."""
     columns = np.full((rows.sizes.size, 13), np.nan)
     columns[:, 9], columns[:, 10], columns[:, 11] = rows.tied_fraction, 0, rows.status
     law = new_law()
@@ -50,6 +50,6 @@ def fit_points(rows: PointRows, z: float) -> StableFit:
         q05, q25, median, q75, q95 = rows.quantiles[r]
         spans, units = (q95 - q05, q75 - q25, median), (rows.centre[r], rows.spread[r])
         worse = columns[r, 11]
-        fit_row(x, weights, spans, units, table(), law, z, columns[r])
+        fit_row(x, weights, spans, units, table(), law, z or 0.0, columns[r])
         columns[r, 11] = max(columns[r, 11], worse)
     return symmetric(columns, rows.lead, z, rows.n_samples)

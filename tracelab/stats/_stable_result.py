@@ -172,14 +172,19 @@ def assemble(
 
 
 def symmetric(
-    columns: Float64, lead: tuple[int, ...], z: float, n_samples: int | IntArray
+    columns: Float64, lead: tuple[int, ...], z: float | None, n_samples: int | IntArray
 ) -> StableFit:
-    """Return the result of symmetric fits from the columns (row, 13) of ``fit_sorted``."""
+    """Return the result of symmetric fits from the columns (row, 13) of ``fit_sorted``.
+
+    Without `z` there are no intervals, and no standard error of alpha.
+    """
     each = (columns[:, i].reshape(lead) for i in range(columns.shape[1]))
     (alpha, scale, loc, alpha_se, log_scale_se, loc_se, low, high, loglik) = (
         next(each) for _ in range(9)
     )
     tied, iterations, status, loglik_gaussian = each
+    if z is None:
+        z, alpha_se, low, high = np.nan, np.nan * alpha, np.nan * alpha, np.nan * alpha
     # beta is 0 where there is a fit and missing where there is none.
     beta = 0 * alpha
     return StableFit(

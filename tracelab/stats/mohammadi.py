@@ -179,29 +179,30 @@ def mohammadi(
 
 
 def _scaled(values: Float64) -> Float64:
-    """Divide each cell by its median non-zero magnitude: the estimate must not see units."""
+    """Divide each cell by its geometric mean magnitude: the estimate must not see units."""
     size = np.abs(values)
-    unit = np.nanmedian(np.where(size > 0, size, np.nan), axis=(-2, -1), keepdims=True)
+    logs = np.log(size, out=np.zeros_like(size), where=size > 0)
+    used = np.count_nonzero(size, axis=(-2, -1), keepdims=True)
+    unit: Float64 = np.exp(logs.sum(axis=(-2, -1), keepdims=True) / used)
     return values / unit
 
 
 def _profile(values: Float64, lengths: tuple[int, ...]) -> Float64:
     """Return 1 / alpha and its standard error by cell and block length: (2, cell, m)."""
     out = np.empty((2, values.shape[0], len(lengths)))
-    _growths(np.ascontiguousarray(values), np.array(lengths), out)
+    size = np.abs(values[..., 0])
+    if values.shape[-1] > 1:
+        size = np.sqrt(np.sum(np.square(values), axis=-1))
+    # All logarithms of samples at once, in vector registers.
+    logs = np.log(size + _EPS)
+    _growths(np.ascontiguousarray(values), logs, np.array(lengths), out)
     return out
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _growth(x: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
+def _growth(x: Float64, logs: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
     """Write 1 / alpha and its standard error (2, m) of the samples `x` (sample, component)."""
     n, components = x.shape
-    logs = np.empty(n)
-    for k in range(n):
-        square = 0.0
-        for c in range(components):
-            square += x[k, c] ** 2
-        logs[k] = math.log(math.sqrt(square) + _EPS)
     block = np.empty(components)
     for i in range(lengths.size):
         m = lengths[i]
@@ -214,8 +215,11 @@ def _growth(x: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
                 inside += logs[k]
                 for c in range(components):
                     block[c] += x[k, c]
+            square = 0.0
+            for c in range(components):
+                square += block[c] * block[c]
             # Corollary 2.4, as a mean over blocks so that blocks are independent replicates.
-            growth[b] = math.log(math.sqrt(np.sum(block * block)) + _EPS) - inside / m
+            growth[b] = math.log(math.sqrt(square) + _EPS) - inside / m
         mean = growth.mean()
         deviation = math.sqrt(np.sum((growth - mean) ** 2) / (blocks - 1))
         out[0, i] = mean / math.log(m)
@@ -223,10 +227,10 @@ def _growth(x: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _growths(values: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
+def _growths(values: Float64, logs: Float64, lengths: NDArray[np.int64], out: Float64) -> None:
     """`_growth` of every cell (cell, sample, component), without the interpreter in between."""
     for i in range(values.shape[0]):
-        _growth(values[i], lengths, out[:, i])
+        _growth(values[i], logs[i], lengths, out[:, i])
 
 
 def _middle(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
@@ -174,6 +173,8 @@ def _by_group(
     order = np.arange(batches) if rng is None else rng.permutation(batches)
     order = order[: GROUPS * size]
     logs = _logs(values)
+    # The papers' constant inside the logarithm, relative to the series.
+    floor = 2.0**-52 * np.abs(values).mean(axis=0)
     if together:
         size *= series
         order = (order[:, None] * series + np.arange(series)).reshape(GROUPS, size)
@@ -181,9 +182,17 @@ def _by_group(
             # Inside groups: that groups are independent is what errors rest on.
             order = rng.permuted(order, axis=1)
         order = order.ravel()
-        values, logs = values.reshape(-1, 1), logs.reshape(-1, 1)
+        values, logs, floor = values.reshape(-1, 1), logs.reshape(-1, 1), floor.mean(keepdims=True)
+    grouped = (GROUPS, size, values.shape[1])
+    values, logs = values[order].reshape(grouped), logs[order].mean(axis=1).reshape(grouped[:2])
     out = np.full((GROUPS, lengths.size), np.nan)
-    _growths(values, logs, order, size, lengths, out)
+    for i, m in enumerate(lengths.tolist()):
+        blocks = size // m
+        if blocks:
+            used = values[:, : blocks * m].reshape(GROUPS, blocks, m, -1).sum(axis=2)
+            # Corollary 2.4, by group.
+            growth = np.log(np.maximum(np.abs(used), floor)).mean(axis=(1, 2))
+            out[:, i] = (growth - logs[:, : blocks * m].mean(axis=1)) / math.log(m)
     return out
 
 
@@ -195,44 +204,6 @@ def _logs(values: FloatArray) -> FloatArray:
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         logs[row, column] = np.mean(np.delete(logs[:, column], row))
     return logs
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _growths(
-    values: FloatArray,
-    logs: FloatArray,
-    order: IntArray,
-    size: int,
-    lengths: IntArray,
-    out: FloatArray,
-) -> None:
-    """Write corollary 2.4's 1 / alpha (group, m); `values` and `logs` are (sample, series)."""
-    series = values.shape[1]
-    floor = np.zeros(series)
-    for k in range(values.shape[0]):
-        for j in range(series):
-            floor[j] += abs(values[k, j])
-    # The papers' constant inside the logarithm, relative to the series.
-    floor *= 2.0**-52 / values.shape[0]
-    block, inside = np.empty(series), np.empty(series)
-    for i in range(lengths.size):
-        m = lengths[i]
-        blocks = size // m
-        if blocks == 0:
-            continue
-        for g in range(out.shape[0]):
-            total = 0.0
-            for b in range(blocks):
-                block[:] = 0.0
-                inside[:] = 0.0
-                for k in range(g * size + b * m, g * size + (b + 1) * m):
-                    row = order[k]
-                    for j in range(series):
-                        block[j] += values[row, j]
-                        inside[j] += logs[row, j]
-                for j in range(series):
-                    total += math.log(max(abs(block[j]), floor[j])) - inside[j] / m
-            out[g, i] = total / (blocks * series) / math.log(m)
 
 
 def _levels(by_group: FloatArray) -> FloatArray:

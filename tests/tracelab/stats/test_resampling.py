@@ -52,3 +52,22 @@ def test_scale_of_a_column_is_kept():
     x = heavy(6)
     control = gaussian_control(x, np.random.default_rng(1))
     assert control.std(axis=0) == pytest.approx(x.std(axis=0), rel=0.2)
+
+
+def test_both_routes_have_the_covariance_of_dependent_series():
+    """More series than rows, or fewer, one of them a combination of others and one constant."""
+    rng = np.random.default_rng(7)
+    tall = rng.standard_normal((60, 5)) * np.array([1.0, 1e-160, 1e160, 3.0, 0.0])
+    tall[:, 3] = 2 * tall[:, 0]
+    unit = np.array([1.0, 1e-160, 1e160, 1.0, 1.0])
+    wide = rng.standard_normal((20, 3)) @ rng.standard_normal((3, 40))
+    for x, scale in ((tall, unit), (wide, np.ones(40))):
+        wanted = np.cov((x / scale).T)
+        found = np.mean([np.cov((gaussian_control(x, rng) / scale).T) for _ in range(400)], axis=0)
+        variance = np.diag(wanted)
+        sd = np.sqrt((np.outer(variance, variance) + wanted**2) / (len(x) * 400))
+        # 1,600 entries: five standard deviations once in a thousand times.
+        assert np.all(np.abs(found - wanted) <= 5 * sd + 1e-12)
+    control = gaussian_control(tall, rng)
+    np.testing.assert_allclose(control[:, 3], 2 * control[:, 0], rtol=1e-6)
+    assert (control[:, 4] == 0).all()

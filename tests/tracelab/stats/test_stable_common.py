@@ -261,3 +261,36 @@ def test_own_scales_bring_no_bias():
     found = stable.fit_common(x)
     assert abs(found.alpha - 1.8) < 3 * found.alpha_se
     assert _stable_common.uncorrected(x, "each") - found.alpha > 3 * found.alpha_se
+
+
+@pytest.mark.parametrize("scales", ["each", "shared"])
+def test_without_a_level_there_is_only_the_estimate(scales):
+    x = stable.rvs(1.6, size=(2, 60, 5), rng=np.random.default_rng(20))
+    found, bare = stable.fit_common(x, scales), stable.fit_common(x, scales, None)
+    for name in ("alpha", "scale", "loc", "loglik", "loglik_gaussian", "status"):
+        np.testing.assert_array_equal(getattr(bare, name), getattr(found, name))
+    assert np.isnan([bare.alpha_se, bare.alpha_low, bare.alpha_high]).all()
+
+
+@pytest.mark.parametrize("law", ["gaussian", "stable", "laplace", "mixed"])
+def test_a_start_from_the_series_own_fits_ends_at_the_same_maximum(law):
+    rng = np.random.default_rng(21)
+    x = {
+        "gaussian": lambda: rng.standard_normal((500, 20)),
+        "stable": lambda: stable.rvs(1.4, size=(500, 20), rng=rng),
+        "laplace": lambda: rng.laplace(size=(500, 20)),
+        "mixed": lambda: np.column_stack(
+            [rng.standard_normal((500, 10)), stable.rvs(1.2, size=(500, 10), rng=rng)]
+        ),
+    }[law]() * np.exp(rng.standard_normal(20))
+    x[:, 3] = 5.0
+    own = stable.fit(x, axis=0, confidence=None)
+    found, cold = stable.fit_common(x, start=own), stable.fit_common(x)
+    # A climb ends a hundredth of a standard error of a series' scale from the maximum.
+    assert found.alpha == pytest.approx(float(cold.alpha), abs=1e-3 * float(cold.alpha_se) + 1e-12)
+    assert found.loglik == pytest.approx(float(cold.loglik), abs=1e-2)
+    np.testing.assert_allclose(found.scale, cold.scale, rtol=2e-3)
+    if law == "laplace":
+        assert found.iterations < cold.iterations
+    with pytest.raises(UsageError, match="start must be the fit of each of the 20 series"):
+        stable.fit_common(x, "shared", start=own)

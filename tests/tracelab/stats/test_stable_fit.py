@@ -282,3 +282,20 @@ def test_bad_arguments():
         stable.fit(np.zeros(10), method="hill")
     with pytest.raises(UsageError, match=r"confidence must be in \(0, 1\), got 95"):
         stable.fit(np.zeros(10), confidence=95)
+
+
+def test_without_a_level_there_are_no_intervals():
+    rng = np.random.default_rng(30)
+    x = np.stack([stable.rvs(alpha, size=300, rng=rng) for alpha in (1.3, 1.9, 2.0)])
+    found, bare = stable.fit(x), stable.fit(x, confidence=None)
+    error = np.where(found.alpha < 2, found.alpha_se, 0)
+    assert (np.abs(bare.alpha - found.alpha) <= 0.003 * error).all()
+    for name in ("scale", "loc"):
+        moved = np.abs(getattr(bare, name) - getattr(found, name))
+        assert (moved <= 0.004 * getattr(found, f"{name}_se")).all()
+    assert (found.loglik - bare.loglik <= 1e-5).all()
+    np.testing.assert_array_equal(bare.status, found.status)
+    for name in ("alpha_se", "alpha_low", "alpha_high", "scale_low", "loc_high"):
+        assert np.isnan(getattr(bare, name)).all()
+    with pytest.raises(UsageError, match="needs a confidence level"):
+        stable.fit(x, method="mohammadi", confidence=None)
