@@ -197,6 +197,7 @@ class Finding:
 
 
 Kernel = Callable[..., Mapping[str, Array]]
+Contrast = Callable[[Mapping[str, Sequence["xr.Dataset"]]], "Figure | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,10 @@ class Analysis:
     coords : mapping of str to tuple
         Coordinate labels of output dims that are not cell dims. Dims of inputs that are not among
         them are numbered.
+    contrasts : tuple of callables
+        Figures over results by different parameters:
+        ``contrast(results: mapping of trace label to all results of the trace) -> Figure`` with
+        its caption as its label, or None where these results show no contrast.
     """
 
     name: str
@@ -246,6 +251,7 @@ class Analysis:
     references: tuple[Reference, ...]
     parameters: tuple[Parameter, ...] = ()
     coords: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    contrasts: tuple[Contrast, ...] = ()
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return every parameter's value: the given ones parsed, the others at their defaults.

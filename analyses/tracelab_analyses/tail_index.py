@@ -21,15 +21,11 @@ finite variance that is not Gaussian and for mixtures of scales.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import xarray as xr
 from scipy import special
 
 from tracelab.contracts import (
-    NETWORK,
     Analysis,
     Finding,
     Parameter,
@@ -45,15 +41,11 @@ from tracelab.stats.mohammadi import mohammadi
 from tracelab.stats.mohammadi_profile import BLOCKS, GROUPS, SHAPES, mohammadi_profile
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tracelab_analyses.tail_index_figures import by_mode, plot
 
 MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
 GOF_LEVEL = 0.05
-MAX_COLORED = 10
-MAX_COLUMNS = 3
 # Of the comparison of profiles in the two orders, all block lengths together.
 ORDER_LEVEL = 0.01
 _CELL = ("step", "layer")
@@ -282,58 +274,6 @@ def _order_warnings(row: xr.Dataset) -> list[str]:
     ]
 
 
-def plot(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Return alpha by layer over training with intervals, one panel a trace.
-
-    Of more than `MAX_COLORED` layers only the network's interval and the range of the layers are
-    told apart.
-    """
-    from matplotlib.figure import Figure
-
-    columns = min(len(results), MAX_COLUMNS)
-    rows = -(-len(results) // columns)
-    figure = Figure(figsize=(3.2 * columns + 2.2, 0.4 + 3.4 * rows), layout="constrained")
-    figure.set_label("Tail index of gradient noise by layer over training, with intervals.")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    axes = grid.ravel()[: len(results)]
-    for unused in grid.ravel()[len(results) :]:
-        unused.set_visible(False)
-    layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
-    handles: dict[str, Any] = {}
-    for axis, (label, result) in zip(axes, results.items(), strict=True):
-        # Before anything is drawn: limits are found on the scale that is then in force.
-        axis.set_xscale("symlog", linthresh=10)
-        for name in (str(x) for x in result["layer"].values):
-            row = result.sel(layer=name)
-            row = row.isel(step=np.flatnonzero(row["status"].values == int(Status.OK)))
-            step, value, low, high = (
-                row[key].values for key in ("step", "alpha", "alpha_low", "alpha_high")
-            )
-            whole = name == NETWORK
-            if not whole and len(layers) > MAX_COLORED:
-                (handles["single layers"],) = axis.plot(step, value, color="0.75", lw=0.8, zorder=1)
-                continue
-            handles[name] = axis.errorbar(
-                step, value, yerr=np.abs([value - low, high - value]),
-                fmt="o-", color="black" if whole else f"C{layers.index(name) % 10}",
-                ms=4 if whole else 3, lw=1.8 if whole else 1, elinewidth=1.2 if whole else 0.8,
-                capsize=2, zorder=3 if whole else 2,
-            )  # fmt: skip
-            if whole or result.sizes["layer"] == 1:
-                (handles["Gaussian control"],) = axis.plot(
-                    step, row["alpha_control"], "x--", color="0.5", ms=5
-                )
-        axis.axhline(2, color="0.4", linestyle=":")
-        axis.set(xlabel="step", title=label)
-        axis.tick_params(labelbottom=True)
-    for axis in grid[:, 0]:
-        axis.set_ylabel("tail index α (2: Gaussian)")
-    figure.legend(
-        handles.values(), handles.keys(), fontsize=8, frameon=False, loc="outside right upper"
-    )
-    return figure
-
-
 ANALYSIS = Analysis(
     name="tail_index",
     summary="How heavy are the tails of gradient noise? Stable index alpha with its control",
@@ -437,4 +377,5 @@ ANALYSIS = Analysis(
         ),
     ),
     coords={"m": BLOCKS},
+    contrasts=(by_mode,),
 )

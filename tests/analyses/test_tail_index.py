@@ -1,11 +1,16 @@
 """What the tail index says besides alpha: block profiles, and what findings make of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import tracelab
+from tracelab import registry
+from tracelab.reporting import report
 from tracelab.stats import stable
 from tracelab.stats.mohammadi_profile import BLOCKS, SHAPES, mohammadi_profile
+from tracelab_analyses import tail_index_figures as figures
 from tracelab_analyses.tail_index import ANALYSIS
 
 BATCHES, SERIES = 500, 30
@@ -86,3 +91,50 @@ def test_shapes_are_not_read_out_of_noise():
     found = ANALYSIS.kernel(noise, np.zeros((1, 1), np.uint64))
     assert SHAPES[int(found["profile_shape"][0, 0])] == "none"
     assert np.isnan(found["profile_slope"]).all()
+
+
+@pytest.fixture(scope="module")
+def three_modes(tmp_path_factory):
+    """Location of a trace of Gaussian noise of mixed scales, analysed in every mode."""
+    rng = np.random.default_rng(15)
+    path = tmp_path_factory.mktemp("modes") / "run.zarr"
+    values = rng.standard_normal((2, 200, 40)) * np.exp(rng.standard_normal(40))
+    for mode in ("batches", "standardized", "pooled"):
+        if path.exists():
+            tracelab.analyze(tracelab.open(path), "tail_index", mode=mode)
+        else:
+            analysed(path, values, mode=mode)
+    return path
+
+
+def test_modes_are_drawn_side_by_side_with_their_controls(three_modes):
+    results = list(tracelab.open(three_modes).results.all("tail_index").values())
+    figure = figures.by_mode({"run": results})
+    (axis,) = figure.axes
+    drawn = {tuple(np.round(line.get_ydata(), 9)) for line in axis.lines}
+    for result in results:
+        for name in ("alpha", "alpha_control"):
+            assert tuple(np.round(result[name].isel(layer=-1).values, 9)) in drawn
+    assert "exactly Gaussian noise" in figure.get_label()
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["pooled", "its Gaussian control", "standardized", "batches"]
+    # Nothing to compare, or nothing that is comparable, is no figure.
+    assert figures.by_mode({"run": results[:1]}) is None
+    other = results[1].copy()
+    other.attrs = {**other.attrs, "parameters": {**other.attrs["parameters"], "sketch": "full"}}
+    assert figures.by_mode({"run": [results[0], other]}) is None
+
+
+def test_the_report_shows_the_contrast(three_modes, tmp_path, monkeypatch):
+    page = report(three_modes, tmp_path / "page.html").read_text()
+    assert "Tail index by mode over training" in page
+    assert (tmp_path / "page_figures" / "tail_index-contrast-1.svg").is_file()
+
+    def broken(results):
+        raise RuntimeError("no such luck")
+
+    analysis = dataclasses.replace(ANALYSIS, contrasts=(broken,))
+    monkeypatch.setattr(registry, "analyses", lambda: {"tail_index": analysis})
+    page = report(three_modes, tmp_path / "page.html").read_text()
+    assert "Tail index by mode over training" not in page
+    assert "tail_index (mode" in page or "mode=pooled" in page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,7 @@ class Section:
 
     name: str
     summary: str
+    contrasts: tuple[Picture, ...]
     variants: tuple[Variant, ...]
     references: tuple[Reference, ...]
     answer: Answer
@@ -98,7 +99,8 @@ class Section:
     @property
     def pictures(self) -> list[Picture]:
         """Figures in the order of the page."""
-        return [variant.picture for variant in self.variants if variant.picture is not None]
+        own = [variant.picture for variant in self.variants if variant.picture is not None]
+        return [*self.contrasts, *own]
 
 
 def sections(traces: Mapping[str, Trace]) -> list[Section]:
@@ -136,6 +138,7 @@ def _section(name: str, analysis: Analysis | None, traces: Mapping[str, Trace]) 
     return Section(
         name,
         summary,
+        tuple(_contrasts(name, analysis, groups)),
         tuple(variants),
         tuple(cited),
         _answer(summary or name, variants[chosen].title, groups[chosen]),
@@ -237,6 +240,25 @@ def _draw(
         # A plugin's figure, perhaps of an older version's result, must not cost the whole page.
         logger.warning("%s: the figure could not be drawn", name, exc_info=True)
         return None, f"No figure: drawing it failed with {type(error).__name__}: {error}"
+
+
+def _contrasts(
+    name: str, analysis: Analysis | None, groups: Sequence[Mapping[str, xr.Dataset]]
+) -> Iterator[Picture]:
+    """Yield figures over the results of each trace, by whatever parameters."""
+    found: dict[str, list[xr.Dataset]] = {}
+    for results in groups:
+        for label, result in results.items():
+            found.setdefault(plain_text(label), []).append(_drawable(result))
+    for index, contrast in enumerate(analysis.contrasts if analysis else (), start=1):
+        try:
+            figure = contrast(found)
+            if figure is not None:
+                caption = str(figure.get_label() or name)
+                yield picture(figure, f"{name}-contrast-{index}", caption)
+        except Exception:
+            # As with the figure of one result: the page is worth more.
+            logger.warning("%s: a contrast could not be drawn", name, exc_info=True)
 
 
 def _drawable(result: xr.Dataset) -> xr.Dataset:
