@@ -51,6 +51,7 @@ STUDIES = (
 MORE_STUDIES = (
     Study("gaussianity", "standardized", "sampled"),
     Study("tail_index", "batches", "projected"),
+    Study("noise_law", sketch="sampled"),
 )
 """What the report of the full demonstration shows besides."""
 

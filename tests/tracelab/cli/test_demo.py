@@ -81,6 +81,7 @@ def test_as_json_over_an_earlier_demonstration(run, trained, tmp_path, monkeypat
     assert trained == [(False, 0, True)]
     stored = tracelab.open(tmp_path / "sgd-batch-32.zarr").results
     assert sum(len(stored.keys_of(key)) for key in stored) == len(STUDIES + MORE_STUDIES)
+    assert stored["noise_law"].attrs["parameters"]["sketch"] == "sampled"
     assert stored["gaussianity"].attrs["parameters"]["mode"] == "batches"
 
 
