@@ -68,7 +68,8 @@ class Input:
         Name by which the kernel receives it, its dims (cell dims first) and the unit it must have.
     sources : tuple of str
         Where it can come from, the first that is recorded wins. ``"noise"`` are noise samples
-        (dims ``step, layer, batch, series``); ``"kind/array"`` is an array or a coordinate
+        (dims ``step, layer, batch, series``) of minibatches, ``"examples"`` those of single
+        examples or of batches drawn from them; ``"kind/array"`` is an array or a coordinate
         (``"statistics/step"``) of the group of that kind; ``"kind@attribute"`` is a scalar.
     network : {"sum", "root_sum_square", None}
         How layers combine into the row ``network``; None where the input has no layers or the
@@ -221,8 +222,8 @@ class Analysis:
         leading cell dims, picklable. If it takes ``seed``, it receives a uint64 array with the
         cell dims, derived from (seed, run, analysis, step, layer).
     parameters : tuple of Parameter
-        What the user can set. ``mode``, ``sketch`` and ``batch_size`` are understood by the noise
-        source; every parameter also reaches the kernel.
+        What the user can set. ``mode``, ``sketch`` and those of `tracelab.series.SELECTION` are
+        understood by the noise source; every parameter also reaches the kernel.
     finding : callable
         Result dataset to `Finding`.
     plot : callable

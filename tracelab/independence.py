@@ -49,13 +49,31 @@ def independence(series: FloatArray) -> dict[str, float]:
 
 
 def independence_warnings(rows: xr.Dataset) -> list[str]:
-    """Return a warning where successive minibatches of a probe depend on each other.
+    """Return warnings where the minibatches of a probe are not independent draws.
 
     Parameters
     ----------
     rows : xarray.Dataset
-        Steps of a result, one layer (`tracelab.outcomes.shown`).
+        Steps of a result, one layer (`tracelab.outcomes.shown`), with the result's attributes.
     """
+    return [*_of_examples(rows), *_of_neighbours(rows)]
+
+
+def _of_examples(rows: xr.Dataset) -> list[str]:
+    drawn = {"batches": None, "replacement": True}
+    parameters = dict(rows.attrs["parameters"])
+    made = parameters.get("batch_size") not in (None, 1) or any(
+        parameters.get(name, usual) != usual for name, usual in drawn.items()
+    )
+    if rows.attrs.get("sources", {}).get("noise") != "examples" or not made:
+        return []
+    return [
+        "Minibatches were drawn from the recorded gradients of single examples: intervals and "
+        "p-values are about batches of these examples, and more batches tell no more of others."
+    ]
+
+
+def _of_neighbours(rows: xr.Dataset) -> list[str]:
     pvalue, effective, batches = (
         rows[name].values for name in ("independence_pvalue", "n_effective", "n_batches")
     )

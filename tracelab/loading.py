@@ -24,6 +24,8 @@ __all__ = ["cells", "load"]
 
 # What is read at once of a sum over layers or coordinates.
 TRANSIENT_BYTES = 2**22
+# Of what batches drawn from examples hold, for later cells of the same steps.
+HELD_BYTES = 2**23
 
 
 def load(plan: Plan, piece: Block, trace: Trace) -> Iterator[tuple[Block, dict[str, Array]]]:
@@ -290,23 +292,41 @@ class _Samples:
         self._values = _by_layer(stored[read.array], rows, layers, there)
         mean = stored.get(f"mean_{read.array}")
         self._mean = None if mean is None else _by_layer(mean, rows, layers, there)
-        recorded = trace.groups[read.group].attrs.get("batch_size")
-        self._times = noise.synthetic(recorded, plan.parameters.get("batch_size"))
         self._standardized = plan.parameters.get("mode") == "standardized"
+        self._examples = "example" in stored[read.array].dims
+        self._draws = read.value if isinstance(read.value, noise.Draws) else None
+        self._steps = plan.steps[piece.first : piece.last]
+        self._held: dict[int, noise.Held] = {}
+        self._times = 1
+        if not self._examples:
+            recorded = trace.groups[read.group].attrs.get("batch_size")
+            self._times = noise.synthetic(recorded, plan.parameters.get("batch_size"))
 
     def cell(self, cell: Block) -> FloatArray:
         """Return noise samples (step, layer, batch, series) of one cell."""
         layer = int(self._layers[cell.left])
         rows = [
-            noise.cell(
-                self._values[layer][row],
-                None if self._mean is None else self._mean[layer][row],
-                times=self._times,
-                standardized=self._standardized,
-            )
+            self._row(layer, row)
             for row in range(cell.first - self._first, cell.last - self._first)
         ]
         return (rows[0][None] if len(rows) == 1 else np.stack(rows))[:, None]
+
+    def _row(self, layer: int, row: int) -> FloatArray:
+        values = self._values[layer][row]
+        mean = None if self._mean is None else self._mean[layer][row]
+        if self._examples:
+            held = None if self._draws is None else self._batches(self._draws, row)
+            return noise.example_cell(values, mean, held, standardized=self._standardized)
+        return noise.cell(values, mean, times=self._times, standardized=self._standardized)
+
+    def _batches(self, draws: noise.Draws, row: int) -> noise.Held:
+        """Return what the batches of a row hold: drawn once for all layers, if there is room."""
+        if row not in self._held:
+            held = draws.at(self._steps[row])
+            if sum(each.nbytes for each in self._held.values()) + held.nbytes > HELD_BYTES:
+                self._held.clear()
+            self._held[row] = held
+        return self._held[row]
 
 
 def _by_layer(stored: Stored, rows: IntArray, layers: IntArray, there: Address) -> dict[int, Array]:

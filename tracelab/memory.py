@@ -142,12 +142,9 @@ def _refusal(plan: Plan, block: Block, need: int, allowed: int, bound: str) -> s
     size = plan.grain.cell_bytes[column]
     what = "a cell" if plan.by_step else "the cell"
     others = ""
-    if "noise" in plan.sources.values():
+    if any(read.kind == "noise" for read in plan.reads.values()):
         others = ", leave the layer out, or analyse another sketch (sketch=projected)"
-        if (
-            plan.reads[next(n for n, s in plan.sources.items() if s == "noise")].array
-            == "projected"
-        ):
+        if next(read for read in plan.reads.values() if read.kind == "noise").array == "projected":
             others = ", or leave the layer out"
     return (
         f"analysis {plan.analysis.name!r}: {what} of {plan.labels[column]!r} has {_text(size)} of "

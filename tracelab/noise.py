@@ -7,7 +7,8 @@ is one whose minibatches have one example each, from which minibatches of any si
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import numpy as np
@@ -22,9 +23,13 @@ __all__ = [
     "MODES",
     "RUN",
     "SKETCHED",
+    "Draws",
+    "Held",
     "cell",
     "coordinate_layers",
     "drawn",
+    "draws_of",
+    "example_cell",
     "layer_samples",
     "mean_of",
     "samples",
@@ -39,6 +44,9 @@ SKETCHED: tuple[Sketched, ...] = get_args(Sketched)
 
 RUN = 2**14
 """Elements of a vector that are summed at once."""
+
+# Counts of examples that are in memory at a time.
+COUNTS = 2**20
 
 # Preferred first: coordinates show tails that projections hide.
 _PREFERENCE: tuple[Sketched, ...] = ("full", "sampled", "projected")
@@ -213,22 +221,14 @@ def _of_examples(
     draws: Mapping[str, Any],
 ) -> xr.DataArray:
     """Return the noise of single examples, or of batches drawn from them if any are asked for."""
-    if not draws and batch_size in (None, 1):
+    size = 1 if batch_size is None else batch_size
+    if not draws and size == 1:
         noise = (values - (values.mean("batch") if mean is None else mean)).transpose(*values.dims)
         centring = "mean of the examples" if mean is None else "full-data gradient"
         noise.attrs = {"centring": centring, "batch_size": 1}
         return noise
-    if not attrs.get("mean_over_examples", True):
-        raise UsageError(
-            "batches cannot be made of these examples: they were recorded with "
-            "mean_over_examples=False, a loss that is no mean over examples"
-        )
-    noise = drawn(
-        values,
-        batch_size=1 if batch_size is None else batch_size,
-        n_data=attrs.get("n_data"),
-        **draws,
-    )
+    _check_mean(attrs)
+    noise = drawn(values, batch_size=size, n_data=attrs.get("n_data"), **draws)
     noise.attrs["centring"] = "mean of the examples"
     return noise
 
@@ -260,13 +260,48 @@ def cell(
     if times > 1:
         kept = noise[: noise.shape[0] // times * times]
         noise = kept.reshape(-1, times, noise.shape[1]).mean(axis=1)
-    if standardized:
-        low, middle, high = np.quantile(noise, [0.25, 0.5, 0.75], axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            noise -= middle
-            noise /= high - low
-        noise[:, high == low] = 0.0
+    return _scaled(noise) if standardized else noise
+
+
+def _scaled(noise: FloatArray) -> FloatArray:
+    """Return the noise of one cell, overwritten, as `standardize` does it."""
+    low, middle, high = np.quantile(noise, [0.25, 0.5, 0.75], axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        noise -= middle
+        noise /= high - low
+    noise[:, high == low] = 0.0
     return noise
+
+
+def example_cell(
+    values: Array, mean: Array | None, held: Held | None, *, standardized: bool = False
+) -> FloatArray:
+    """Return the noise of one cell from the gradients of single examples.
+
+    Parameters
+    ----------
+    values : ndarray, shape (example, series)
+        Gradients of single examples.
+    mean : ndarray, shape (series,), or None
+        The full-data gradient, by which single examples are centred. Without it, and for batches
+        that are drawn, the mean of the examples.
+    held : Held or None
+        The batches; None: single examples.
+    standardized : bool
+        Whether each series is scaled; see `standardize`.
+
+    Returns
+    -------
+    ndarray of float64, shape (batch, series)
+    """
+    from tracelab.stats.resampling import sparse_sums
+
+    noise: FloatArray = np.array(values, dtype=np.float64, order="C")
+    with np.errstate(invalid="ignore"):
+        noise -= noise.mean(axis=0) if mean is None or held is not None else mean
+        if held is not None:
+            noise = sparse_sums(held.ends, held.places, held.weights, noise)
+    return _scaled(noise) if standardized else noise
 
 
 def synthetic(recorded: int | None, batch_size: int | None) -> int:
@@ -290,6 +325,153 @@ def synthetic(recorded: int | None, batch_size: int | None) -> int:
             f"take a multiple of {recorded}"
         )
     return batch_size // recorded
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """Which examples the batches of a step hold, batch after batch; see `Draws.at`.
+
+    Parameters
+    ----------
+    ends : ndarray of int64, shape (batch,)
+        Where the entries of each batch end.
+    places : ndarray of int32, shape (entry,)
+        An example that the batch holds.
+    weights : ndarray of float64, shape (entry,)
+        What its gradient is multiplied by.
+    """
+
+    ends: IntArray
+    places: Array
+    weights: FloatArray
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of its arrays."""
+        return self.ends.nbytes + self.places.nbytes + self.weights.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """How batches are drawn from single examples; see `drawn` for what the numbers mean.
+
+    Parameters
+    ----------
+    count : int
+        Examples that were recorded.
+    batch_size, batches, replacement, seed
+        See `drawn`.
+    scale : float
+        By what their noise is multiplied to be that of batches of all the data.
+    """
+
+    count: int
+    batch_size: int
+    batches: int
+    replacement: bool
+    seed: int
+    scale: float
+
+    @classmethod
+    def checked(
+        cls,
+        count: int,
+        *,
+        batch_size: int,
+        batches: int | None = None,
+        replacement: bool = True,
+        seed: int = 0,
+        n_data: int | None = None,
+    ) -> Draws:
+        """Return draws from `count` examples of `n_data`, or raise a UsageError."""
+        batches = count if batches is None else batches
+        n_data = count if n_data is None else n_data
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("batches", batches, 1),
+            ("seed", seed, 0),
+            ("n_data", n_data, 1),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+        scale = _rescaling(count, n_data, batch_size, replacement)
+        return cls(count, int(batch_size), int(batches), replacement, int(seed), scale)
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the most bytes that a step's `Held` takes."""
+        return self.batches * (8 + 12 * min(self.batch_size, self.count))
+
+    def counts(self, step: int) -> FloatArray:
+        """Return how often each batch of a step holds each example, shape (batch, example)."""
+        return np.concatenate(list(self._counts(step)))
+
+    def at(self, step: int) -> Held:
+        """Return what the batches of a step hold."""
+        ends, places, weights = [], [], []
+        for counts in self._counts(step):
+            here = np.nonzero(counts)
+            ends.append(np.count_nonzero(counts, axis=1))
+            places.append(here[1].astype(np.int32))
+            weights.append(counts[here] * (self.scale / self.batch_size))
+        return Held(
+            np.cumsum(np.concatenate(ends)), np.concatenate(places), np.concatenate(weights)
+        )
+
+    def _counts(self, step: int) -> Iterator[FloatArray]:
+        """Yield the counts of some batches after the other: they are not held in a table."""
+        generator = np.random.default_rng([self.seed, int(step)])
+        rows = max(1, COUNTS // self.count)
+        for begin in range(0, self.batches, rows):
+            size = min(rows, self.batches - begin)
+            if self.replacement:
+                shares = np.full(self.count, 1 / self.count)
+                held = generator.multinomial(self.batch_size, shares, size=size)
+            else:
+                ones = np.ones(self.count, dtype=np.int64)
+                held = generator.multivariate_hypergeometric(
+                    ones, self.batch_size, size=size, method="marginals"
+                )
+            yield held.astype(np.float64)
+
+
+def draws_of(
+    count: int,
+    attrs: Mapping[Any, Any],
+    *,
+    batch_size: int | None = None,
+    batches: int | None = None,
+    replacement: bool = True,
+    seed: int = 0,
+) -> Draws | None:
+    """Return how batches are drawn from a group of examples; None where single ones are wanted.
+
+    Parameters
+    ----------
+    count : int
+        Examples of the group.
+    attrs : mapping
+        Its attributes.
+    batch_size, batches, replacement, seed
+        See `drawn`; left at their defaults, or a batch size of 1 alone, they ask for single
+        examples.
+
+    Raises
+    ------
+    UsageError
+        If such batches cannot be drawn from these examples.
+    """
+    if batch_size in (None, 1) and batches is None and replacement:
+        return None
+    _check_mean(attrs)
+    return Draws.checked(
+        count,
+        batch_size=1 if batch_size is None else batch_size,
+        batches=batches,
+        replacement=replacement,
+        seed=seed,
+        n_data=attrs.get("n_data"),
+    )
 
 
 def drawn(
@@ -350,27 +532,23 @@ def drawn(
     Rao, Wu (1988), "Resampling inference with complex survey data", JASA 83(401). Cochran (1977),
     "Sampling techniques", 3rd edition, Theorem 2.2 (the factor (n - b)/(n - 1)).
     """
-    count = values.sizes["batch"]
-    batches = count if batches is None else batches
-    n_data = count if n_data is None else n_data
-    for name, value, least in (
-        ("batch_size", batch_size, 1),
-        ("batches", batches, 1),
-        ("seed", seed, 0),
-        ("n_data", n_data, 1),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-            raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
-    scale = _rescaling(count, n_data, batch_size, replacement)
+    draws = Draws.checked(
+        values.sizes["batch"],
+        batch_size=batch_size,
+        batches=batches,
+        replacement=replacement,
+        seed=seed,
+        n_data=n_data,
+    )
 
     def batch_noise(gradients: FloatArray, step: IntArray) -> FloatArray:
-        noise = np.empty((*gradients.shape[:-1], batches))
+        noise = np.empty((*gradients.shape[:-1], draws.batches))
         centred = gradients - gradients.mean(axis=-1, keepdims=True)
         steps = np.broadcast_to(step, gradients.shape[:-1])
         for label in np.unique(step):
-            counts = _counts(label, count, batch_size, batches, replacement, seed)
+            counts = draws.counts(int(label))
             there = steps == label
-            noise[there] = centred[there] @ (counts * (scale / batch_size)).T
+            noise[there] = centred[there] @ (counts * (draws.scale / draws.batch_size)).T
         return noise
 
     whole = values.chunk({"batch": -1}) if values.chunks else values
@@ -384,16 +562,24 @@ def drawn(
         exclude_dims={"batch"},
         dask="parallelized",
         output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"batch": batches}},
+        dask_gufunc_kwargs={"output_sizes": {"batch": draws.batches}},
     )
     noise = noise.transpose(*values.dims)
     noise.attrs = {
-        "batch_size": int(batch_size),
+        "batch_size": draws.batch_size,
         "replacement": replacement,
-        "seed": int(seed),
-        "scale": scale,
+        "seed": draws.seed,
+        "scale": draws.scale,
     }
     return noise
+
+
+def _check_mean(attrs: Mapping[Any, Any]) -> None:
+    if not attrs.get("mean_over_examples", True):
+        raise UsageError(
+            "batches cannot be made of these examples: they were recorded with "
+            "mean_over_examples=False, a loss that is no mean over examples"
+        )
 
 
 def _rescaling(count: int, n_data: int, batch_size: int, replacement: bool) -> float:
@@ -415,21 +601,6 @@ def _rescaling(count: int, n_data: int, batch_size: int, replacement: bool) -> f
     if replacement:
         return float(np.sqrt(count / (count - 1) * (n_data - 1) / n_data))
     return float(np.sqrt((1 - batch_size / n_data) / (1 - batch_size / count)))
-
-
-def _counts(
-    step: int, count: int, batch_size: int, batches: int, replacement: bool, seed: int
-) -> FloatArray:
-    """Return how often each batch holds each example, shape (batch, example)."""
-    generator = np.random.default_rng([seed, int(step)])
-    if replacement:
-        held = generator.multinomial(batch_size, np.full(count, 1 / count), size=batches)
-    else:
-        ones = np.ones(count, dtype=np.int64)
-        held = generator.multivariate_hypergeometric(
-            ones, batch_size, size=batches, method="marginals"
-        )
-    return held.astype(np.float64)
 
 
 def _trim_mean(values: Array, axis: int) -> FloatArray:

@@ -26,6 +26,9 @@ __all__ = ["MAX_TASKS", "Block", "Plan", "Read", "plan", "restrict"]
 # Quantities that are taken from the group if it holds them, else derived from gradients.
 DERIVED = {"noise/squared_deviation": "squared_deviation", "noise/signal": "mean_squared_norm"}
 
+# Sources of noise samples.
+SAMPLES = ("noise", "examples")
+
 PIECE_BYTES = 2**25
 
 
@@ -42,7 +45,8 @@ class Read:
     group, array : str
         Where; of the last three the sketch.
     value : object
-        The constant.
+        The constant; of ``noise`` how batches are drawn from single examples (`noise.Draws`), None
+        for what was recorded.
     """
 
     kind: Literal["constant", "field", "noise", "deviation", "signal"]
@@ -148,7 +152,7 @@ def plan(
     groups: dict[str, str] = {}
     sources: dict[str, str] = {}
     for needed in analysis.inputs:
-        source, group = _locate(needed, trace, analysis)
+        source, group = _locate(needed, trace, analysis, parameters.get("group", "auto"))
         sources[needed.variable.name] = source
         if group is not None:
             groups[source] = group
@@ -156,7 +160,7 @@ def plan(
     for needed in analysis.inputs:
         _check_units(needed, sources[needed.variable.name], groups, trace, analysis)
     reads = {
-        needed.variable.name: _read(needed, sources, groups, trace, parameters)
+        needed.variable.name: _read(needed, sources, groups, trace, parameters, seed)
         for needed in analysis.inputs
     }
     names = {
@@ -273,7 +277,9 @@ def _kind(source: str) -> str:
     return source.split("/")[0].split("@")[0]
 
 
-def _locate(needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str | None]:
+def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tuple[str, str | None]:
+    if group != "auto" and set(needed.sources) & set(SAMPLES):
+        return _named(group, needed, trace, analysis)
     for source in needed.sources:
         kind = _kind(source)
         named = [kind] if kind in trace.groups else []
@@ -282,6 +288,7 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str |
             raise UsageError(
                 f"analysis {analysis.name!r} reads a group of kind {kind!r}, and the trace has "
                 f"several: {', '.join(candidates)}; name one of them {kind!r}"
+                f"{', or give group=NAME' if source in SAMPLES else ''}"
             )
         if candidates and _holds(trace.groups[candidates[0]], source):
             return source, candidates[0]
@@ -291,6 +298,20 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str |
     )
 
 
+def _named(group: str, needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str | None]:
+    """Return the source of a group that the user names."""
+    fitting = [name for name, kind in trace.kinds.items() if kind in needed.sources]
+    if group not in fitting:
+        raise NotRecordedError(
+            f"analysis {analysis.name!r} reads groups of kind {' or '.join(needed.sources)}, and "
+            f"{group!r} is none of this trace; there are: {', '.join(fitting) or 'none'}"
+        )
+    kind = trace.kinds[group]
+    if not _holds(trace.groups[group], kind):
+        raise NotRecordedError(f"the group {group!r} holds no gradients")
+    return kind, group
+
+
 def _holds(group: xr.Dataset, source: str) -> bool:
     if "@" in source:
         return source.split("@")[1] in group.attrs
@@ -298,6 +319,8 @@ def _holds(group: xr.Dataset, source: str) -> bool:
         return any(str(name).startswith("mean_") and name != "mean_loss" for name in group)
     if source == "noise" or source in DERIVED:
         return "batch" in group.dims
+    if source == "examples":
+        return "example" in group.dims
     return source.split("/")[1] in group.variables
 
 
@@ -308,7 +331,7 @@ def _check_units(
         return
     group = trace.groups[groups[source]]
     wanted = needed.variable.units
-    if source == "noise":
+    if source in SAMPLES:
         names: tuple[str, ...] = noise.SKETCHED
     elif source in DERIVED:
         # Derived from the gradients themselves, unless recorded as such.
@@ -333,6 +356,7 @@ def _read(
     groups: Mapping[str, str],
     trace: Trace,
     parameters: Mapping[str, Any],
+    seed: int,
 ) -> Read:
     source = sources[needed.variable.name]
     group = groups[source]
@@ -340,7 +364,18 @@ def _read(
     if "@" in source:
         return Read("constant", group, "", dataset.attrs[source.split("@")[1]])
     if source == "noise":
+        _check_batches(dataset, parameters)
         return Read("noise", group, noise.sketch_of(dataset, parameters.get("sketch")))
+    if source == "examples":
+        draws = noise.draws_of(
+            dataset.sizes["example"],
+            dataset.attrs,
+            batch_size=parameters.get("batch_size"),
+            batches=parameters.get("batches"),
+            replacement=parameters.get("replacement", True),
+            seed=seed,
+        )
+        return Read("noise", group, noise.sketch_of(dataset, parameters.get("sketch")), draws)
     if source not in DERIVED:
         return Read("field", group, source.split("/")[1])
     if DERIVED[source] in dataset:
@@ -349,6 +384,20 @@ def _read(
         return Read("signal", group, noise.mean_of(dataset))
     wanted = "projected" if "projected" in dataset else None
     return Read("deviation", group, noise.sketch_of(dataset, wanted))
+
+
+def _check_batches(group: xr.Dataset, parameters: Mapping[str, Any]) -> None:
+    """Raise a UsageError where recorded minibatches cannot be what is asked for."""
+    noise.synthetic(group.attrs.get("batch_size"), parameters.get("batch_size"))
+    asked = {"batches": parameters.get("batches")}
+    if not parameters.get("replacement", True):
+        asked["replacement"] = False
+    given = [f"{name}={value}" for name, value in asked.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{', '.join(given)}: batches are drawn from the gradients of single examples, and "
+            "this group holds minibatches; record Examples and give group='examples'"
+        )
 
 
 def _grain(
@@ -372,14 +421,16 @@ def _grain(
         own, all_layers, begins = _column_bytes(stored, there)
         read_here = np.where(there.layers < 0, all_layers, own)
         if read.kind == "noise" and "coordinate" in stored.dims:
-            held += read_here
+            held += read_here * _made(read.value)
         elif read.kind in ("deviation", "signal"):
             held += 8.0 * (
                 stored.shape[stored.dims.index("batch")] if "batch" in stored.dims else 1
             )
         else:
             # The network's row is summed up layer by layer.
-            held += np.where(there.layers < 0, own.max(initial=8.0), own)
+            held += np.where(there.layers < 0, own.max(initial=8.0), own) * _made(read.value)
+        if isinstance(read.value, noise.Draws):
+            held += read.value.held_bytes
         total += read_here
         if read_here.sum() > heaviest and "step" in stored.dims:
             heaviest = read_here.sum()
@@ -387,6 +438,11 @@ def _grain(
             # The network begins nowhere: it shares no chunk before the others are read.
             column_chunk = np.where(there.layers < 0, -1, begins)
     return Grain(total, held, row_chunk, column_chunk, "step" in analysis.cell)
+
+
+def _made(value: Any) -> float:
+    """Return how many times its input a cell of noise is: more batches than examples are."""
+    return max(1.0, value.batches / value.count) if isinstance(value, noise.Draws) else 1.0
 
 
 def _column_bytes(stored: Stored, there: Address) -> tuple[FloatArray, float, IntArray]:

@@ -7,12 +7,13 @@ import numpy as np
 from tracelab.contracts import Input, Parameter, Variable
 from tracelab.typing import BoolArray, FloatArray, Status
 
-__all__ = ["BATCH_SIZE", "NOISE", "SKETCH", "by_quartiles", "dense", "usable_series"]
+__all__ = ["NOISE", "SELECTION", "SKETCH", "by_quartiles", "dense", "usable_series"]
 
 NOISE = Input(
-    Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"), sources=("noise",)
+    Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
+    sources=("noise", "examples"),
 )
-"""Noise samples, as an analysis reads them."""
+"""Noise samples, as an analysis reads them: of minibatches, or of single examples."""
 
 SKETCH = Parameter(
     "sketch",
@@ -20,9 +21,21 @@ SKETCH = Parameter(
     "which recorded series; auto takes full, then sampled, then projected",
     choices=("auto", "full", "sampled", "projected"),
 )
-BATCH_SIZE = Parameter(
-    "batch_size", None, "synthetic batch size, a multiple of the recorded", low=1
+SELECTION = (
+    Parameter(
+        "group",
+        "auto",
+        "which group of minibatches or examples; auto: of minibatches if there is one",
+    ),
+    Parameter(
+        "batch_size", None, "synthetic: a multiple of the recorded one; of examples any", low=1
+    ),
+    Parameter(
+        "batches", None, "batches drawn from single examples; none: as many as examples", low=1
+    ),
+    Parameter("replacement", True, "whether the examples of a batch are drawn with replacement"),
 )
+"""Which noise an analysis reads: parameters that its kernel receives, applied already."""
 
 # A series that takes few values has no density: its likelihood is unbounded at an atom.
 MAX_REPEATS = 0.5

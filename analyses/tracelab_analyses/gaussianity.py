@@ -37,7 +37,7 @@ from tracelab.contracts import (
 )
 from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
-from tracelab.series import BATCH_SIZE, NOISE, SKETCH, usable_series
+from tracelab.series import NOISE, SELECTION, SKETCH, usable_series
 from tracelab.stats import normality
 from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.resampling import gaussian_control
@@ -73,7 +73,10 @@ def gaussianity(
     correction: str = "fdr_bh",
     replicates: int = 19,
     sketch: str = "auto",
+    group: str = "auto",
     batch_size: int | None = None,
+    batches: int | None = None,
+    replacement: bool = True,
 ) -> dict[str, Array]:
     """Return test statistics, p-values and rejection rates by cell and test.
 
@@ -83,8 +86,8 @@ def gaussianity(
         Noise samples; standardized ones where the mode says so.
     seed : ndarray of uint64, shape (step, layer)
         Seeds of the controls.
-    mode, significance, correction, replicates, sketch, batch_size
-        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+    mode, significance, correction, replicates, sketch, group, batch_size, batches, replacement
+        See ``ANALYSIS.parameters``; the last five have been applied to `noise`.
 
     Returns
     -------
@@ -358,7 +361,7 @@ ANALYSIS = Analysis(
         Parameter(
             "replicates", 19, "Gaussian controls that calibrate standardized", low=19, high=9999
         ),
-        BATCH_SIZE,
+        *SELECTION,
     ),
     references=(
         Reference(

@@ -44,7 +44,7 @@ from tracelab.contracts import (
 )
 from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
-from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
+from tracelab.series import NOISE, SELECTION, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import models
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
@@ -72,7 +72,10 @@ def noise_law(
     *,
     significance: float = 0.01,
     sketch: str = "auto",
+    group: str = "auto",
     batch_size: int | None = None,
+    batches: int | None = None,
+    replacement: bool = True,
 ) -> dict[str, Array]:
     """Return the criteria of six laws, tests between them and the verdict, by cell.
 
@@ -82,8 +85,8 @@ def noise_law(
         Noise samples.
     seed : ndarray of uint64, shape (step, layer)
         Seeds of the choice of series, where there are too many.
-    significance, sketch, batch_size
-        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+    significance, sketch, group, batch_size, batches, replacement
+        See ``ANALYSIS.parameters``; the last five have been applied to `noise`.
 
     Returns
     -------
@@ -315,7 +318,7 @@ ANALYSIS = Analysis(
     parameters=(
         SKETCH,
         Parameter("significance", 0.01, "one-sided level of the tests", low=1e-6, high=0.5),
-        BATCH_SIZE,
+        *SELECTION,
     ),
     references=(
         Reference(

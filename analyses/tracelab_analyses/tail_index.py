@@ -34,7 +34,7 @@ from tracelab.contracts import (
 )
 from tracelab.independence import INDEPENDENCE, independence, independence_warnings
 from tracelab.outcomes import at_ends, blank, shown, subject
-from tracelab.series import BATCH_SIZE, NOISE, SKETCH, by_quartiles, dense, usable_series
+from tracelab.series import NOISE, SELECTION, SKETCH, by_quartiles, dense, usable_series
 from tracelab.stats import stable
 from tracelab.stats.combination import cauchy_combination
 from tracelab.stats.mohammadi import mohammadi
@@ -59,7 +59,10 @@ def tail_index(
     mode: str = "batches",
     confidence: float = 0.95,
     sketch: str = "auto",
+    group: str = "auto",
     batch_size: int | None = None,
+    batches: int | None = None,
+    replacement: bool = True,
 ) -> dict[str, Array]:
     """Return alpha, its interval, its control and the goodness of fit, by cell.
 
@@ -69,8 +72,8 @@ def tail_index(
         Noise samples; standardized ones where the mode says so.
     seed : ndarray of uint64, shape (step, layer)
         Seeds of the controls.
-    mode, confidence, sketch, batch_size
-        See ``ANALYSIS.parameters``; the last two have been applied to `noise`.
+    mode, confidence, sketch, group, batch_size, batches, replacement
+        See ``ANALYSIS.parameters``; the last five have been applied to `noise`.
 
     Returns
     -------
@@ -355,7 +358,7 @@ ANALYSIS = Analysis(
         ),
         SKETCH,
         Parameter("confidence", 0.95, "level of the intervals", low=0.5, high=0.9999),
-        BATCH_SIZE,
+        *SELECTION,
     ),
     references=(
         Reference(

@@ -130,7 +130,9 @@ def test_what_was_not_recorded_is_named(tmp_path):
     with tracelab.create(tmp_path / "a.zarr", {"w": (3,)}) as writer:
         writer.append("weights", step=0, distance=np.zeros(1), norm=np.ones(1))
     trace = tracelab.open(tmp_path / "a.zarr")
-    with pytest.raises(NotRecordedError, match="needs noise, which this trace does not hold"):
+    with pytest.raises(
+        NotRecordedError, match="needs noise or examples, which this trace does not hold"
+    ):
         jobs.analyze(trace, ["tail_index"])
     assert set(jobs.analyze(trace)) == {"weight_diffusion"}
     verdicts = jobs.applicable(trace)

@@ -255,3 +255,24 @@ def test_assignments_keep_what_follows_the_first_equals_sign():
     assert found == ({"tail_index": {"mode": "pooled"}, "a.b": {"c": "1"}}, {"sketch": "a=b.c"})
     with pytest.raises(UsageError, match="twice"):
         parse_assignments(["a.b=1", "a.b=2"])
+
+
+def test_a_trace_of_examples_alone_is_analysed_at_any_batch_size(run, tmp_path):
+    path = tmp_path / "examples.zarr"
+    rng = np.random.default_rng(0)
+    with tracelab.create(path, {"w": (6,)}) as writer:
+        writer.define("examples", attrs={"n_data": 1_000})
+        for step in (0, 10):
+            writer.append("examples", step=step, full=rng.standard_t(3, (80, 6)))
+    for size in (4, 32):
+        given = ("-a", "tail_index", "-p", f"batch_size={size}", "-p", "batches=100", "--json")
+        (found,) = outcomes(run("analyze", path, *given))[0]["results"]
+        assert (found["state"], found["failed_cells"]) == ("computed", 0)
+    joined = tracelab.open(path).results.along("tail_index", "batch_size")
+    assert joined["batch_size"].values.tolist() == [4, 32]
+    assert (joined["n_batches"] == 100).all()
+    refused = run(
+        "analyze", path, "-a", "tail_index", "-p", "batch_size=90", "-p", "replacement=false"
+    )
+    assert refused.exit_code == 2
+    assert "batch_size=90 without replacement exceeds the 80 recorded examples" in refused.stderr

@@ -115,6 +115,54 @@ class Results(Mapping[str, xr.Dataset]):
             newest[described] = entry
         return {described: resultform.load(entry) for described, entry in newest.items()}
 
+    def along(self, name: str, parameter: str, **parameters: Any) -> xr.Dataset:
+        """Return results of an analysis that differ in one parameter, along a dimension.
+
+        Of the results that are alike in all others the most recent are taken. Results whose value
+        of it is None are left out.
+
+        Parameters
+        ----------
+        name : str
+            An analysis.
+        parameter : str
+            What differs: ``"batch_size"``, ``"mode"``.
+        **parameters
+            Only results that were computed with these.
+
+        Raises
+        ------
+        NotRecordedError
+            If there is no result with a value of it.
+
+        Examples
+        --------
+        >>> trace.results.along("tail_index", "batch_size")["alpha"]  # doctest: +SKIP
+        """
+        alike: dict[str, dict[Any, Entry]] = {}
+        for entry in self._matching(name, parameters):
+            others = dict(entry.attrs["parameters"])
+            value = others.pop(parameter, None)
+            if value is not None:
+                key = repr(sorted(others.items()))
+                # The most recent last.
+                alike[key] = alike.pop(key, {}) | {value: entry}
+        if not alike:
+            raise NotRecordedError(
+                f"this trace has no result of {name!r} with a value of {parameter!r}; compute some "
+                f"with tracelab.analyze(trace, [{name!r}], {parameter}=...)"
+            )
+        found = dict(sorted(list(alike.values())[-1].items()))
+        return xr.concat(
+            [resultform.load(entry) for entry in found.values()],
+            xr.DataArray(list(found), dims=parameter, name=parameter),
+            data_vars="all",
+            coords="minimal",
+            compat="override",
+            join="outer",
+            combine_attrs="drop_conflicts",
+        )
+
     def entries(self, name: str) -> list[Entry]:
         """Return where the results of an analysis are, oldest first; no array is opened."""
         found = [entry for place in self.places for entry in shelves.entries(place, name)]
