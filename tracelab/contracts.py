@@ -237,7 +237,8 @@ class Analysis:
     contrasts : tuple of callables
         Figures over results by different parameters:
         ``contrast(results: mapping of trace label to all results of the trace) -> Figure`` with
-        its caption as its label, or None where these results show no contrast.
+        its caption as its label, or None where these results show no contrast. Results have the
+        coordinates of `tracelab.covariates`.
     """
 
     name: str

@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 
 from tracelab import catalogue
+from tracelab.covariates import COVARIATES, with_covariates
 from tracelab.errors import NotRecordedError, TracelabError, UsageError
 from tracelab.trace import Trace
 from tracelab.trace import open as open_trace
@@ -205,6 +206,62 @@ class Runs(Mapping[str, Trace]):
         )
         joined.attrs["without"] = [run for run in self if run not in have]
         return joined
+
+    def cells(self, name: str, **parameters: Any) -> pd.DataFrame:
+        """Return one row for every cell of every result of an analysis: what figures are drawn of.
+
+        Parameters
+        ----------
+        name : str
+            An analysis.
+        **parameters
+            Only results that were computed with these.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns ``run``, ``layer``, ``step``, the covariates ``depth``, ``learning_rate`` and
+            ``noise_batch_size`` (`tracelab.covariates`), every variable that has one number a
+            cell, parameters (``"parameters.mode"``) and hyper-parameters in which results differ.
+
+        Raises
+        ------
+        NotRecordedError
+            If no run has such a result.
+
+        Examples
+        --------
+        >>> cells = runs.cells("tail_index", mode="batches")  # doctest: +SKIP
+        >>> cells.plot.scatter("noise_batch_size", "alpha")  # doctest: +SKIP
+        """
+        import pandas as pd
+
+        found = [
+            (run, with_covariates(result, trace))
+            for run, trace in self.items()
+            for result in (trace.results.all(name).values() if name in trace.results else ())
+            if all(result.attrs["parameters"].get(key) == v for key, v in parameters.items())
+        ]
+        if not found:
+            raise NotRecordedError(
+                f"none of {len(self)} runs has such a result of {name!r}; "
+                f"compute it with tracelab.analyze(trace, [{name!r}])"
+            )
+        differing = _differing([result.attrs["parameters"] for _, result in found])
+        frames = []
+        for run, result in found:
+            cell = result["status"].dims
+            flat = result[[key for key in result.data_vars if result[key].dims == cell]]
+            frame = flat.to_dataframe().reset_index()
+            frame.insert(0, "run", run)
+            for key in differing:
+                frame[f"parameters.{key}"] = result.attrs["parameters"].get(key)
+            for key in self.differing:
+                frame[key] = self.hyperparameters[run].get(key)
+            frames.append(frame)
+        joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+        first = [key for key in ("run", "layer", "step", *COVARIATES) if key in joined]
+        return joined[first + [key for key in joined if key not in first]]
 
     @property
     def results(self) -> Mapping[str, xr.Dataset]:

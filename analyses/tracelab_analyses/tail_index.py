@@ -41,7 +41,7 @@ from tracelab.stats.mohammadi import mohammadi
 from tracelab.stats.mohammadi_profile import BLOCKS, GROUPS, SHAPES, mohammadi_profile
 from tracelab.stats.resampling import gaussian_control
 from tracelab.typing import Array, FloatArray, IntArray, Status
-from tracelab_analyses.tail_index_figures import by_mode, plot
+from tracelab_analyses.tail_index_figures import against, by_mode, plot
 
 MIN_BATCHES = 20
 MIN_BATCHES_FOR_FINDING = 100
@@ -380,5 +380,5 @@ ANALYSIS = Analysis(
         ),
     ),
     coords={"m": BLOCKS},
-    contrasts=(by_mode,),
+    contrasts=(by_mode, against),
 )

@@ -1,4 +1,4 @@
-"""Figures of tail indices: by layer over training, and modes side by side with their controls."""
+"""Figures of tail indices: by layer over training, by mode beside controls, against covariates."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from tracelab.contracts import NETWORK
@@ -15,9 +16,17 @@ from tracelab.typing import Status
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["by_mode", "plot"]
+__all__ = ["against", "by_mode", "plot"]
 
 MODES = ("pooled", "standardized", "batches")
+AGAINST = {
+    "depth": ("linear", "layer, by depth"),
+    "step": ("symlog", "step"),
+    "learning_rate": ("log", "learning rate"),
+    "noise_batch_size": ("log", "batch size of the noise"),
+}
+# What tells the noise of one result from that of another, not how it is looked at.
+NOISE_PARAMETERS = ("group", "batch_size", "batches", "replacement")
 MAX_COLORED = 10
 MAX_COLUMNS = 3
 
@@ -117,6 +126,106 @@ def by_mode(results: Mapping[str, Sequence[xr.Dataset]]) -> Figure | None:
         handles.values(), handles.keys(), fontsize=8, frameon=False, loc="outside right upper"
     )
     return figure
+
+
+def against(results: Mapping[str, Sequence[xr.Dataset]]) -> Figure | None:
+    """Return alpha against depth, step, learning rate and batch size, in one color a trace.
+
+    Depth and batch size at the last probe; the others of the network at every probe. A quantity
+    that takes one value has no panel; None if that is so of all but the step.
+    """
+    from matplotlib.figure import Figure
+
+    points = [
+        (color, label, table)
+        for color, (label, each) in enumerate(results.items())
+        if not (table := _points(each)).empty
+    ]
+    panels = [
+        name
+        for name in AGAINST
+        if pd.concat([table[name] for _, _, table in points] or [pd.Series()]).dropna().nunique()
+        > 1
+    ]
+    if not set(panels) - {"step"}:
+        return None
+    figure = Figure(figsize=(2.9 * len(panels) + 2.2, 3.5), layout="constrained")
+    figure.set_label(
+        "Tail index against what may explain it: layers and batch sizes at the last probe, steps "
+        "and learning rates of the network, with intervals; crosses are Gaussian controls."
+    )
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, name in zip(axes, panels, strict=True):
+        scale, title = AGAINST[name]
+        # Before anything is drawn: limits are found on the scale that is then in force.
+        axis.set_xscale(scale, **({"linthresh": 10} if scale == "symlog" else {}))
+        for color, label, table in points:
+            rows = _panel(table, name)
+            x, value = rows[name], rows["alpha"]
+            reach = [
+                (value - rows["alpha_low"]).abs(), (rows["alpha_high"] - value).abs()
+            ]  # fmt: skip
+            line = "o" if name == "learning_rate" else "o-"
+            axis.errorbar(
+                x, value, reach, fmt=line, color=f"C{color}", ms=4, lw=1, capsize=2, label=label
+            )
+            axis.plot(x, rows["alpha_control"], "x", color=f"C{color}", ms=4, alpha=0.6)
+        axis.axhline(2, color="0.4", linestyle=":")
+        axis.set(xlabel=title)
+        if name == "depth":
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].set_ylabel("tail index α (2: Gaussian)")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper"
+    )
+    return figure
+
+
+def _points(results: Sequence[xr.Dataset]) -> pd.DataFrame:
+    """Return alpha by cell, with covariates, of the results that differ in their noise alone."""
+    alike: dict[Hashable, list[xr.Dataset]] = {}
+    for result in results:
+        parameters = _parameters(result)
+        key = repr(sorted((k, v) for k, v in parameters.items() if k not in NOISE_PARAMETERS))
+        alike.setdefault(key, []).append(result)
+    # Of coordinates first, by series; of equal ones those with most batch sizes.
+    best = max(
+        alike.values(),
+        key=lambda each: (
+            MODES.index(_parameters(each[0])["mode"]),
+            _parameters(each[0])["sketch"] != "projected",
+            len(each),
+        ),
+        default=[],
+    )
+    names = ["alpha", "alpha_low", "alpha_high", "alpha_control", "status"]
+    tables = [result[names].to_dataframe().reset_index() for result in best]
+    if not tables:
+        return pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True)
+    good: pd.DataFrame = table[table["status"] == int(Status.OK)]
+    return good
+
+
+def _panel(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Return the rows of a panel: of layers, or of the network (else the last layer)."""
+    layers = list(table["layer"])
+    whole = NETWORK if NETWORK in layers else layers[-1]
+    if name == "depth":
+        # Of one batch size: the smallest, whose noise is furthest from Gaussian.
+        size = table["noise_batch_size"].min()
+        found = table[table["depth"].notna()]
+        found = found if np.isnan(size) else found[found["noise_batch_size"] == size]
+        found = found[found["step"] == found["step"].max()]
+    elif name == "noise_batch_size":
+        found = table[table["layer"] == whole]
+        found = found[found["step"] == found["step"].max()]
+    else:
+        size = table["noise_batch_size"].min()
+        found = table[table["layer"] == whole]
+        found = found if np.isnan(size) else found[found["noise_batch_size"] == size]
+    ordered: pd.DataFrame = found.dropna(subset=[name]).sort_values(name, kind="stable")
+    return ordered
 
 
 def _parameters(result: xr.Dataset) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from tracelab import registry
 from tracelab.contracts import Analysis, Reference
+from tracelab.covariates import with_covariates
 from tracelab.reporting.numbers import Headline, Table, headline, status_counts, table, value_text
 from tracelab.reporting.style import Picture, picture, plain_text
 from tracelab.trace import Trace
@@ -138,7 +139,7 @@ def _section(name: str, analysis: Analysis | None, traces: Mapping[str, Trace]) 
     return Section(
         name,
         summary,
-        tuple(_contrasts(name, analysis, groups)),
+        tuple(_contrasts(name, analysis, groups, traces)),
         tuple(variants),
         tuple(cited),
         _answer(summary or name, variants[chosen].title, groups[chosen]),
@@ -243,16 +244,27 @@ def _draw(
 
 
 def _contrasts(
-    name: str, analysis: Analysis | None, groups: Sequence[Mapping[str, xr.Dataset]]
+    name: str,
+    analysis: Analysis | None,
+    groups: Sequence[Mapping[str, xr.Dataset]],
+    traces: Mapping[str, Trace],
 ) -> Iterator[Picture]:
     """Yield figures over the results of each trace, by whatever parameters."""
     found: dict[str, list[xr.Dataset]] = {}
     for results in groups:
         for label, result in results.items():
-            found.setdefault(plain_text(label), []).append(_drawable(result))
-    for index, contrast in enumerate(analysis.contrasts if analysis else (), start=1):
+            found.setdefault(label, []).append(result)
+    contrasts = analysis.contrasts if analysis else ()
+    for index, contrast in enumerate(contrasts, start=1):
         try:
-            figure = contrast(found)
+            figure = contrast(
+                {
+                    plain_text(label): [
+                        _drawable(with_covariates(result, traces[label])) for result in each
+                    ]
+                    for label, each in found.items()
+                }
+            )
             if figure is not None:
                 caption = str(figure.get_label() or name)
                 yield picture(figure, f"{name}-contrast-{index}", caption)
