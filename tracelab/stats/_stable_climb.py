@@ -147,6 +147,18 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
+def _end_slope(x: Float64, tabulated: Table, law: Float64) -> float:
+    """Return the derivative in v of the log-likelihood at the Gaussian fit, nearly at its end."""
+    scale, loc, _ = gaussian(x)
+    v = math.log(0.04 / x.size)
+    alpha = 2.0 - math.exp(v)
+    x0 = collapse(tabulated, alpha, 1, law)
+    _, slope, by_scale, _ = score_sums(x, law, x0, alpha, scale, loc)
+    _, vu, uu, _ = fisher(tabulated.information, v)
+    return slope - vu / uu * by_scale
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def climb(
     x: Float64,
     weights: Float64 | None,
@@ -160,7 +172,7 @@ def climb(
     """Return v, scale, location, log-likelihood, its derivative in v, iterations, converged.
 
     Alpha is held if not `free`. A climb that runs to the Gaussian end below the log-likelihood
-    `floor` is left early: there the Gaussian fit is better. It has converged when twice the
+    `floor` of the Gaussian fit is left early: that fit is better. It has converged when twice the
     log-likelihood still to gain is below `tolerance` (a standard error away it is 1).
     """
     n = total_weight(x, weights)
@@ -170,7 +182,7 @@ def climb(
     loglik, g0, g1, g2 = score_sums(x, weights, law, x0, alpha, scale, loc)
     gradient = np.array([g0, g1, g2])
     inverse = _inverse_information(tabulated.information, v, n, free)
-    fresh = True
+    fresh, tried = True, False
     step = np.zeros(3)
     for iteration in range(1, _MAX_ITERATIONS + 1):
         pinned = free and v >= V_MAX and gradient[0] >= 0.0
@@ -184,6 +196,11 @@ def climb(
             return v, scale, loc, loglik, gradient[0], iteration, not pinned
         if free and loglik <= floor and gradient[0] < 0.0 and math.exp(v) * n < 0.05:
             return v, scale, loc, loglik, gradient[0], iteration, True
+        if free and not tried and loglik <= floor and gradient[0] < 0.0 and step[0] < -1.0:
+            # On the way to the Gaussian end: it is the maximum if the likelihood still rises there.
+            tried = True
+            if _end_slope(x, tabulated, law) < 0.0:
+                return v, scale, loc, loglik, gradient[0], iteration, True
         # Towards the Gaussian end the likelihood is flat in v: longer steps there.
         far = max(step[0] / 1.5, -step[0] / 4.0, abs(step[1]), abs(step[2]) / 1.5)
         step *= 1.0 / max(far, 1.0)

@@ -181,9 +181,10 @@ def mohammadi(
 def _scaled(values: Float64) -> Float64:
     """Divide each cell by its geometric mean magnitude: the estimate must not see units."""
     size = np.abs(values)
-    logs = np.log(size, out=np.zeros_like(size), where=size > 0)
     used = np.count_nonzero(size, axis=(-2, -1), keepdims=True)
-    unit: Float64 = np.exp(logs.sum(axis=(-2, -1), keepdims=True) / used)
+    # A logarithm of 0 for what is 0.
+    size[size == 0] = 1.0
+    unit: Float64 = np.exp(np.log(size).sum(axis=(-2, -1), keepdims=True) / used)
     return values / unit
 
 

@@ -21,15 +21,6 @@ def _mix(weights: FloatArray, x: FloatArray, out: FloatArray) -> None:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
-def _mix_upper(weights: FloatArray, root: FloatArray, out: FloatArray) -> None:
-    for i in range(weights.shape[0]):
-        for k in range(weights.shape[1]):
-            w = weights[i, k]
-            for j in range(k, root.shape[1]):
-                out[i, j] += w * root[k, j]
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
 def _root(x: FloatArray) -> FloatArray:
     """Return R with R^T R = x^T x, upper triangular; a column that others explain adds no row."""
     count, series = x.shape
@@ -140,7 +131,7 @@ def gaussian_control(x: FloatArray, rng: np.random.Generator) -> FloatArray:
         size = np.abs(centred).max(axis=0)
         centred /= np.where(size > 0, size, 1.0)
         root = _root(centred) * (size / np.sqrt(count - 1))
-        _mix_upper(rng.standard_normal((count, series)), root, out)
+        _mix(rng.standard_normal((count, series)), root, out)
         return out
     weights = rng.standard_normal((count, count)) / np.sqrt(count - 1)
     _mix(weights, centred, out)
