@@ -92,6 +92,23 @@ def test_flat_profiles_are_called_flat(law, together):
             assert covered.mean() > 0.95 - 4 * math.sqrt(0.05 * 0.95 / 300)
 
 
+def test_centring_by_the_sample_is_no_shape():
+    """Thousands of series see that block sums lack m/K of the variance; it is allowed for."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((8, 200, 4_000))
+    centred = mohammadi_profile(x - x.mean(axis=1, keepdims=True), rng=rng)
+    m = np.array([2, 5, 10, 20])
+    # 1/alpha falls by the logarithm of what is left of the variance over 2 log m.
+    lost = -0.5 * (np.log1p(-m / 200) - np.log1p(-1 / 200)) / np.log(m)
+    expected = stats.linregress(np.log10(m), lost).slope
+    error = centred.slope.std(ddof=1) / math.sqrt(8)
+    # Seven degrees of freedom: beyond 5.4 once in a thousand times.
+    assert abs(centred.slope.mean() - expected) < 5.4 * error
+    assert centred.slope.mean() > 5.4 * error
+    # At a one-sided .5 %, two or more of eight once in 1,400 times.
+    assert (centred.shape == SHAPES.index("rising")).sum() <= 1
+
+
 def test_errors_are_those_of_dependent_series():
     """Series of one minibatch share a factor: the scatter over cells is the standard error."""
     rng = np.random.default_rng(5)
