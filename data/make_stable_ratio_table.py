@@ -7,8 +7,9 @@ and upper-tail points of those that are. At alpha = 2, the end of its range, the
 alpha is infinite: the gain is exactly 0 in most samples, and the others have no chi-square law
 (DuMouchel 1973).
 
-Share and points of all sizes are smoothed together: each, in its logarithm, is a polynomial in
-log n. Printed are the largest differences, in Monte-Carlo standard errors of one size.
+Share and points of all sizes are smoothed together: in their logarithms they are polynomials in
+log n, the points also in their level. Printed are the largest differences, in Monte-Carlo standard
+errors of one size.
 """
 
 from pathlib import Path
@@ -22,7 +23,7 @@ from tracelab.stats._stable_fit import fit_sorted
 # Among the positive.
 LEVELS = np.concatenate(
     [
-        [0.995, 0.98, 0.96, 0.93, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4],
+        [0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4],
         [0.35, 0.3, 0.26, 0.22, 0.19, 0.16, 0.14, 0.12, 0.1, 0.08, 0.065, 0.05, 0.04, 0.03],
         [0.024, 0.018, 0.014, 0.01, 0.007, 0.005, 0.0035, 0.0025, 0.0015, 0.001, 7e-4],
     ]
@@ -31,7 +32,8 @@ SIZES = (20, 30, 50, 80, 130, 200, 400, 1000, 2500, 6000, 15_000, 40_000, 100_00
 VALUES, MOST = 300_000_000, 300_000
 # A level with fewer samples above than this, or below, is left out of the smoothing.
 FEW = 15
-DEGREE = 4
+# In log n; in log n and in log(-log(level)).
+SHARE_DEGREE, POINT_DEGREES = 6, (4, 8)
 SEED = 20241129
 PARTS = Path(__file__).parents[1] / "build" / "stable_ratio"
 
@@ -68,15 +70,24 @@ def part(n):
         return dict(stored)
 
 
-def smooth(values, error):
-    """Return polynomials in log n through (size, level) values with these standard errors."""
-    x = np.log(SIZES)
-    design = np.polynomial.legendre.legvander(2 * (x - x[0]) / (x[-1] - x[0]) - 1, DEGREE)
-    fitted = np.empty_like(values)
-    for j in range(values.shape[1]):
-        w = 1 / error[:, j, None]
-        fitted[:, j] = design @ np.linalg.lstsq(design * w, values[:, j] * w[:, 0])[0]
-    return fitted
+def _unit(x):
+    return 2 * (x - x.min()) / (x.max() - x.min()) - 1
+
+
+def smooth_share(values, error):
+    """Return a polynomial in log n through values, (size,), with these standard errors."""
+    design = np.polynomial.legendre.legvander(_unit(np.log(SIZES)), SHARE_DEGREE)
+    w = 1 / error
+    return design @ np.linalg.lstsq(design * w[:, None], values * w)[0]
+
+
+def smooth_points(values, error):
+    """Return a polynomial in size and level through values, (size, level)."""
+    n, level = np.meshgrid(_unit(np.log(SIZES)), _unit(np.log(-np.log(LEVELS))), indexing="ij")
+    design = np.polynomial.legendre.legvander2d(n.ravel(), level.ravel(), POINT_DEGREES)
+    w = 1 / error.ravel()
+    coefficients = np.linalg.lstsq(design * w[:, None], values.ravel() * w)[0]
+    return (design @ coefficients).reshape(values.shape)
 
 
 def report(name, values, fitted, error):
@@ -85,7 +96,7 @@ def report(name, values, fitted, error):
     worst = np.unravel_index(np.abs(deviation).argmax(), deviation.shape)
     print(
         f"{name}: root mean square deviation {np.sqrt(np.mean(deviation**2)):.2f} standard errors, "
-        f"largest {deviation[worst]:.1f} at n = {SIZES[worst[0]]}, level {worst[1]}"
+        f"largest {deviation[worst]:.1f} at n = {SIZES[worst[0]]}, level {worst[1:]}"
     )
 
 
@@ -95,27 +106,28 @@ def main():
     for n in SIZES:
         parts.append(part(n))
         print(n, f"positive {parts[-1]['positive'] / samples(n):.4f}", flush=True)
-    drawn = np.array([samples(n) for n in SIZES])[:, None]
+    drawn = np.array([[samples(n)] for n in SIZES])
     counts = np.array([[int(each["positive"])] for each in parts])
-    share = counts / drawn
+    share = (counts / drawn)[:, 0]
     # Of log share its variance is (1 - share) / count.
-    share_error = np.sqrt((1 - share) / counts)
-    log_share = smooth(np.log(share), share_error)
+    share_error = np.sqrt((1 - share) / counts[:, 0])
+    log_share = smooth_share(np.log(share), share_error)
     report("positive", np.log(share), log_share, share_error)
     points = np.log([each["points"] for each in parts])
     # Of a point it is q (1 - q) / (count f^2), with f the density of the logarithm.
     density = np.abs(np.gradient(LEVELS)) / np.gradient(points, axis=1)
     error = np.sqrt(LEVELS * (1 - LEVELS) / counts) / density
     error[counts * np.minimum(LEVELS, 1 - LEVELS) < FEW] = 1e6
-    fitted = smooth(points, error)
+    fitted = smooth_points(points, error)
     report("points", points, fitted, error)
     if not (np.diff(fitted) > 0).all():
-        raise SystemExit("points do not rise; simulate more samples")
+        where = np.argwhere(np.diff(fitted) <= 0)
+        raise SystemExit(f"points do not rise at {where.tolist()}; simulate more samples")
     np.savez_compressed(
         Path(_stable_ratio.__file__).parent / "tables" / "stable_ratio.npz",
         level=LEVELS,
         log_n=np.log(SIZES),
-        positive=np.exp(log_share[:, 0]).round(5),
+        positive=np.exp(log_share).round(5),
         log_statistic=fitted.round(4).astype(np.float32),
     )
 

@@ -147,13 +147,13 @@ def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _end_slope(x: Float64, tabulated: Table, law: Float64) -> float:
+def _end_slope(x: Float64, weights: Float64 | None, tabulated: Table, law: Float64) -> float:
     """Return the derivative in v of the log-likelihood at the Gaussian fit, nearly at its end."""
-    scale, loc, _ = gaussian(x)
-    v = math.log(0.04 / x.size)
+    scale, loc, _ = gaussian(x, weights)
+    v = math.log(0.04 / total_weight(x, weights))
     alpha = 2.0 - math.exp(v)
     x0 = collapse(tabulated, alpha, 1, law)
-    _, slope, by_scale, _ = score_sums(x, law, x0, alpha, scale, loc)
+    _, slope, by_scale, _ = score_sums(x, weights, law, x0, alpha, scale, loc)
     _, vu, uu, _ = fisher(tabulated.information, v)
     return slope - vu / uu * by_scale
 
@@ -199,7 +199,7 @@ def climb(
         if free and not tried and loglik <= floor and gradient[0] < 0.0 and step[0] < -1.0:
             # On the way to the Gaussian end: it is the maximum if the likelihood still rises there.
             tried = True
-            if _end_slope(x, tabulated, law) < 0.0:
+            if _end_slope(x, weights, tabulated, law) < 0.0:
                 return v, scale, loc, loglik, gradient[0], iteration, True
         # Towards the Gaussian end the likelihood is flat in v: longer steps there.
         far = max(step[0] / 1.5, -step[0] / 4.0, abs(step[1]), abs(step[2]) / 1.5)

@@ -29,6 +29,7 @@ from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_points import fit_points
 from tracelab.stats._stable_quantile import fit_quantile
+from tracelab.stats._stable_ratio import LikelihoodRatio, likelihood_ratio
 from tracelab.stats._stable_result import StableFit, symmetric
 from tracelab.stats._stable_score import information, score
 from tracelab.stats._stable_skew_fit import fit_skewed
@@ -41,6 +42,7 @@ __all__ = [
     "BinnedMethod",
     "CommonFit",
     "GoodnessOfFit",
+    "LikelihoodRatio",
     "Parametrization",
     "StableFit",
     "cdf",
@@ -53,6 +55,7 @@ __all__ = [
     "fit_skewed",
     "goodness_of_fit",
     "information",
+    "likelihood_ratio",
     "logpdf",
     "pdf",
     "ppf",
