@@ -16,9 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tracelab.stats import _stable_ratio
-from tracelab.stats._stable_density import table
-from tracelab.stats._stable_fit import fit_sorted
+from tracelab.stats import _stable_ratio, stable
 
 # Among the positive.
 LEVELS = np.concatenate(
@@ -28,8 +26,9 @@ LEVELS = np.concatenate(
         [0.024, 0.018, 0.014, 0.01, 0.007, 0.005, 0.0035, 0.0025, 0.0015, 0.001, 7e-4],
     ]
 )
-SIZES = (20, 30, 50, 80, 130, 200, 400, 1000, 2500, 6000, 15_000, 40_000, 100_000)
-VALUES, MOST = 300_000_000, 300_000
+SIZES = (20, 30, 50, 80, 130, 200, 400, 1000, 2500, 6000, 15_000, 40_000, 100_000, 300_000)
+SIZES += (1_000_000,)
+VALUES, MOST = 2_000_000_000, 400_000
 # A level with fewer samples above than this, or below, is left out of the smoothing.
 FEW = 15
 # In log n; in log n and in log(-log(level)).
@@ -46,12 +45,11 @@ def samples(n):
 def simulate(n):
     """Return the number of positive ratios, and their points at LEVELS."""
     rng = np.random.default_rng((SEED, n))
-    tabulated, found, left = table(), [], samples(n)
+    found, left = [], samples(n)
     while left:
-        x = np.sort(rng.standard_normal((min(left, max(1, 200_000 // n)), n)), axis=-1)
-        out = np.zeros((len(x), 13))
-        fit_sorted(x, tabulated, 0.0, out)
-        ratio = 2 * (out[:, 8] - out[:, 12])
+        x = rng.standard_normal((min(left, max(1, 200_000 // n)), n))
+        fitted = stable.fit(x, confidence=None)
+        ratio = 2 * (fitted.loglik - fitted.loglik_gaussian)
         found.append(ratio[ratio > 0])
         left -= len(x)
     ratio = np.concatenate(found)

@@ -13,7 +13,7 @@ from tracelab.errors import UsageError
 from tracelab.stats._stable_result import StableFit
 from tracelab.typing import Status
 
-__all__ = ["LikelihoodRatio", "gaussian_pvalue", "likelihood_ratio"]
+__all__ = ["LikelihoodRatio", "likelihood_ratio", "likelihood_ratio_pvalue"]
 
 Float64 = NDArray[np.float64]
 
@@ -59,7 +59,7 @@ def _null() -> tuple[Float64, Float64, Float64, Float64]:
         return stored["level"], stored["log_n"], stored["positive"], points
 
 
-def gaussian_pvalue(statistic: ArrayLike, n: ArrayLike) -> Float64:
+def likelihood_ratio_pvalue(statistic: ArrayLike, n: ArrayLike) -> Float64:
     """Return the p-value of twice the log-likelihood gain of `fit` over the Gaussian law.
 
     Parameters
@@ -67,7 +67,7 @@ def gaussian_pvalue(statistic: ArrayLike, n: ArrayLike) -> Float64:
     statistic : array_like
         Of samples of `n` independent values, location and scale estimated by both laws.
     n : array_like of int
-        At least 20, else NaN. Above 1e5 the points of 1e5 are used: the true ones are smaller, so
+        At least 20, else NaN. Above 1e6 the points of 1e6 are used: the true ones are smaller, so
         the p-value is an upper bound.
 
     Returns
@@ -154,4 +154,4 @@ def likelihood_ratio(fitted: StableFit) -> LikelihoodRatio:
     status[few] = int(Status.TOO_FEW_SAMPLES)
     gain = np.maximum(2 * (np.asarray(fitted.loglik) - fitted.loglik_gaussian), 0.0)
     statistic = np.where(good & ~few, gain, np.nan)
-    return LikelihoodRatio(statistic, gaussian_pvalue(statistic, count), status, count)
+    return LikelihoodRatio(statistic, likelihood_ratio_pvalue(statistic, count), status, count)

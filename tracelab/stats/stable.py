@@ -29,7 +29,11 @@ from tracelab.stats._stable_log_moments import fit_log_moments
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_points import fit_points
 from tracelab.stats._stable_quantile import fit_quantile
-from tracelab.stats._stable_ratio import LikelihoodRatio, likelihood_ratio
+from tracelab.stats._stable_ratio import (
+    LikelihoodRatio,
+    likelihood_ratio,
+    likelihood_ratio_pvalue,
+)
 from tracelab.stats._stable_result import StableFit, symmetric
 from tracelab.stats._stable_score import information, score
 from tracelab.stats._stable_skew_fit import fit_skewed
@@ -56,6 +60,7 @@ __all__ = [
     "goodness_of_fit",
     "information",
     "likelihood_ratio",
+    "likelihood_ratio_pvalue",
     "logpdf",
     "pdf",
     "ppf",
