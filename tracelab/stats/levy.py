@@ -32,6 +32,7 @@ from tracelab.stats._levy_models import (
     positive,
 )
 from tracelab.stats._stable_draws import rvs
+from tracelab.stats.escape import tail_constant
 from tracelab.stats.survival import exponential
 from tracelab.typing import BoolArray, FloatArray, Status
 
@@ -469,11 +470,11 @@ def _by_events(
     if noise == "isotropic":
         cutoff = np.array([resolution * np.min(nearest / scales)])
         alpha = alpha[:1]
-        tail = _tail_mass(alpha, dim)
+        tail = tail_constant(alpha, dim)
         variance = np.repeat(_small_jumps(alpha, cutoff, dim), dim)
     else:
         cutoff = resolution * nearest / scales
-        tail = _tail_mass(alpha, 1)
+        tail = tail_constant(alpha)
         variance = _small_jumps(alpha, cutoff, 1)
     diffusion = variance * scales**2
     rate = tail * cutoff**-alpha
@@ -483,17 +484,6 @@ def _by_events(
         start, curvature, diffusion, rate, cutoff, alpha, scales, noise == "isotropic", kind, low,
         high, stride, max_time, rng, times, places, censored,
     )  # fmt: skip
-
-
-def _tail_mass(alpha: FloatArray, dim: int) -> FloatArray:
-    """Return C of the Levy measure ``nu(|y| > r) = C r^-alpha`` of isotropic noise of scale 1."""
-    found: FloatArray = (
-        2**alpha
-        * special.gamma((dim + alpha) / 2)
-        / special.gamma(dim / 2)
-        * special.rgamma(1 - alpha / 2)
-    )
-    return found
 
 
 def _small_jumps(alpha: FloatArray, cutoff: FloatArray, dim: int) -> FloatArray:
