@@ -21,9 +21,10 @@ __all__ = ["BALL", "BOX", "exits"]
 BOX, BALL = 0, 1
 """Kinds of region: sides of their own in every coordinate; a ball in weighted coordinates."""
 
-# So many standard deviations from the boundary a stride of any length is taken at once: 2e-9 of a
-# normal law are beyond.
-_CLEAR = 6.0
+# So many standard deviations from the boundary a stride is taken at once, of up to so many
+# relaxation times: in one of these a particle at rest gets there with a probability of 4e-14.
+_CLEAR = 8.0
+_LONG = 1e4
 # Nearer, one that covers a third of the distance, so that the time of a crossing is known well.
 _NEAR = 3.0
 # Over more of a relaxation time than this the probability of a crossing is not a Brownian one.
@@ -125,6 +126,7 @@ def exits(
     high: FloatArray,
     stride: float,
     max_time: float,
+    max_steps: int,
     rng: Any,
     times: FloatArray,
     places: FloatArray,
@@ -155,8 +157,8 @@ def exits(
         The region.
     stride : float
         Shortest time that is crossed at once.
-    max_time : float
-        Replicas still within are censored then.
+    max_time, max_steps : float, int
+        Replicas still within are censored then, or after so many strides.
     rng : numpy.random.Generator
         Source of randomness.
     times, places, censored : ndarray, shape (replica,), (replica, d), (replica,)
@@ -185,15 +187,18 @@ def exits(
         stride = min(stride, _RELAXED / steepest)
     for r in range(times.size):
         x[:] = start
-        now, out = 0.0, False
-        while not out and now < max_time:
+        now, out, taken = 0.0, False, 0
+        while not out and now < max_time and taken < max_steps:
             gap = rng.standard_exponential() / total if total > 0.0 else math.inf
             jumps = now + gap < max_time
             end = now + gap if jumps else max_time
-            while now < end and not out:
+            while now < end and not out and taken < max_steps:
+                taken += 1
                 room = _room(x, kind, low, high)
                 time = end - now
                 checked = room * room < _CLEAR**2 * min(speed * time, settled)
+                if steepest > 0.0:
+                    time = min(time, _LONG / steepest)
                 if checked:
                     time = min(time, max((room / _NEAR) ** 2 / speed, stride))
                     if steepest > 0.0:
@@ -211,7 +216,7 @@ def exits(
                 now = now + 0.5 * time if out else now + time
             if out:
                 _to_boundary(x, kind, low, high)
-            if out or not jumps:
+            if out or not jumps or now < end:
                 continue
             now = end
             which, point = 0, rng.random() * total

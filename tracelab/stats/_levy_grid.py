@@ -114,13 +114,14 @@ def exits(
     region: Region,
     step: float,
     max_time: float,
+    max_steps: int,
     times: FloatArray,
     places: FloatArray,
     censored: BoolArray,
 ) -> None:
     """Write the first exit of each replica of `states`: the end of the step that leaves."""
     left = np.arange(times.size)
-    most = math.ceil(max_time / step) if math.isfinite(max_time) else None
+    most = max_steps if max_time / step > max_steps else math.ceil(max_time / step)
     done = 0
     while left.size and done != most:
         x, keep = next(walk)
@@ -133,4 +134,4 @@ def exits(
             keep(~out)
             left = left[~out]
         if done == most:
-            times[left], places[left] = max_time, x[~out]
+            times[left], places[left] = min(max_time, done * step), x[~out]

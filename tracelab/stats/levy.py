@@ -221,6 +221,7 @@ def exit_times(
     dynamics: Dynamics | None = None,
     clip: float = math.inf,
     max_time: float = math.inf,
+    max_steps: int = 1_000_000,
     method: Method = "auto",
     resolution: float | None = None,
     refine: bool = True,
@@ -262,6 +263,9 @@ def exit_times(
         drives (gradient clipping; Wang, Oh and Rhee 2021).
     max_time : float
         Replicas still within are censored then.
+    max_steps : int
+        So are those that took so many strides between jumps, or steps of the grid: a Brownian
+        particle would leave a deep basin in no time that anyone has.
     method : {"auto", "events", "grid"}
         ``events`` goes from one large jump to the next, and takes boxes and balls, quadratic
         potentials of curvature 0 and more or none, and overdamped dynamics; ``grid`` is Euler's
@@ -296,7 +300,7 @@ def exit_times(
     True
     """
     check_confidence(confidence)
-    for name, count in (("replicas", replicas), ("dim", dim)):
+    for name, count in (("replicas", replicas), ("dim", dim), ("max_steps", max_steps)):
         _check_count(name, count)
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UsageError(f"seed must be an integer of at least 0, got {seed!r}")
@@ -337,12 +341,13 @@ def exit_times(
                     scales, noise == "isotropic", fineness, clip, rng,
                 )  # fmt: skip
                 _levy_grid.exits(
-                    walk, region, fineness, max_time, times[part], places[part], censored[part]
-                )
+                    walk, region, fineness, max_time, max_steps, times[part], places[part],
+                    censored[part],
+                )  # fmt: skip
             else:
                 _by_events(
                     alphas, scales, noise, potential, region, begin, dynamics, fineness, max_time,
-                    rng, times[part], places[part], censored[part],
+                    max_steps, rng, times[part], places[part], censored[part],
                 )  # fmt: skip
         return times, places, censored
 
@@ -439,6 +444,7 @@ def _by_events(
     dynamics: Dynamics,
     resolution: float,
     max_time: float,
+    max_steps: int,
     rng: np.random.Generator,
     times: FloatArray,
     places: FloatArray,
@@ -482,7 +488,7 @@ def _by_events(
     stride = math.inf if weight == 0 else float((2 * resolution) ** 2 / weight)
     _levy_events.exits(
         start, curvature, diffusion, rate, cutoff, alpha, scales, noise == "isotropic", kind, low,
-        high, stride, max_time, rng, times, places, censored,
+        high, stride, max_time, max_steps, rng, times, places, censored,
     )  # fmt: skip
 
 

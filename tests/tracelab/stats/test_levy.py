@@ -252,6 +252,18 @@ def test_censoring():
     assert none.mean_high == np.inf
 
 
+@pytest.mark.parametrize("method", ["events", "grid"])
+def test_a_basin_that_nobody_leaves_ends(method):
+    found = levy.exit_times(
+        2.0, 1.0, 20, 19, levy.Quadratic(1.0), scale=0.05, method=method, max_steps=2000,
+        refine=False,
+    )  # fmt: skip
+    assert found.censored.all()
+    assert (found.times > 0).all()
+    assert np.isfinite(found.times).all()
+    assert found.status == Status.TOO_FEW_SAMPLES
+
+
 def test_replicas_do_not_depend_on_how_many_there_are():
     few, many = (levy.exit_times(1.5, replicas=n, seed=20, refine=False) for n in (256, 1000))
     np.testing.assert_array_equal(few.times, many.times[:256])
