@@ -1,4 +1,4 @@
-"""Distances of binned samples from the Gaussian law, in one pass over the bins."""
+"""What bins say of the values in them: moments, quantiles, places, distances from a Gaussian."""
 
 from __future__ import annotations
 
@@ -10,7 +10,19 @@ import numpy as np
 from tracelab.stats._gaussian import log_cdf
 from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["distance_rows", "moment_rows", "quantile_rows"]
+__all__ = [
+    "WIDE",
+    "distance_rows",
+    "moment_rows",
+    "quantile_rows",
+    "slope_at",
+    "slope_between",
+    "spread",
+    "value_in",
+]
+
+WIDE = 0.8
+"""Bins whose ends are further apart than this in proportion are those beyond the window."""
 
 _SQRT_HALF = math.sqrt(0.5)
 _BISECTIONS = 60
@@ -258,3 +270,57 @@ def _median_supremum(
 
 
 _LOG2 = math.log(2.0)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def slope_between(
+    before: float, here: float, after: float, widths: tuple[float, float, float]
+) -> float:
+    """Return the derivative of the logarithm of the density in a bin, from three bins' counts."""
+    left, middle, right = widths
+    if left == 0.0 or right == 0.0:
+        return 0.0
+    before, here, after = before / left, here / middle, after / right
+    # Bounded, however few values there are.
+    mean = 0.25 * (before + 2.0 * here + after)
+    return float((after - before) / (mean * (0.5 * (left + right) + middle)))
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def slope_at(counts: IntArray, edges: FloatArray, b: int) -> float:
+    if b == 0 or b + 1 == counts.size:
+        return 0.0
+    widths = edges[b] - edges[b - 1], edges[b + 1] - edges[b], edges[b + 2] - edges[b + 1]
+    return slope_between(counts[b - 1], counts[b], counts[b + 1], widths)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def value_in(counts: IntArray, edges: FloatArray, b: int, i: float) -> float:
+    """Return where the i-th value of bin `b` lies, from 0 on."""
+    width = edges[b + 1] - edges[b]
+    t = (i + 0.5) / counts[b]
+    # Where the integral of a density that goes linearly is t.
+    bend = 0.0 if width == 0.0 else min(max(slope_at(counts, edges, b) * width, -1.0), 1.0)
+    return float(edges[b] + (t + 0.5 * bend * t * (1.0 - t)) * width)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def spread(counts: IntArray, edges: FloatArray, out: FloatArray) -> None:
+    """Write a place for every value, ascending: evenly by the density of its bin."""
+    used = 0
+    for b in range(counts.size):
+        k = counts[b]
+        near = min(abs(edges[b]), abs(edges[b + 1]))
+        far = max(abs(edges[b]), abs(edges[b + 1]))
+        wide = 0.0 < near < WIDE * far
+        for i in range(k):
+            if wide:
+                # Evenly in the logarithm, where a bin is as wide as its distance from 0.
+                t = (i + 0.5) / k
+                if edges[b] > 0.0:
+                    out[used] = near * (far / near) ** t
+                else:
+                    out[used] = -far * (near / far) ** t
+            else:
+                out[used] = value_in(counts, edges, b, float(i))
+            used += 1

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from tracelab.errors import UsageError
 from tracelab.histogram import Histogram
+from tracelab.stats._binned import WIDE, slope_at, slope_between, value_in
 from tracelab.stats._binned_samples import BinnedSamples
 from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._stable_density import Float64
@@ -36,40 +37,8 @@ BinnedMethod = Literal["symmetric", "skewed", "quantile"]
 
 # Bins are taken together up to this part of the distance from the median and of the law's core.
 _REACH = 1 / 32
-# Bins whose ends are further apart than this in proportion are those beyond the window.
-_WIDE = 0.8
 # The bins of the middle half must be narrower than this part of the law's core.
 _RESOLUTION = 0.25
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _slope(before: float, here: float, after: float, widths: tuple[float, float, float]) -> float:
-    """Return the derivative of the logarithm of the density in a bin, from three bins' counts."""
-    left, middle, right = widths
-    if left == 0.0 or right == 0.0:
-        return 0.0
-    before, here, after = before / left, here / middle, after / right
-    # Bounded, however few values there are.
-    mean = 0.25 * (before + 2.0 * here + after)
-    return float((after - before) / (mean * (0.5 * (left + right) + middle)))
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _slope_at(counts: IntArray, edges: FloatArray, b: int) -> float:
-    if b == 0 or b + 1 == counts.size:
-        return 0.0
-    widths = edges[b] - edges[b - 1], edges[b + 1] - edges[b], edges[b + 2] - edges[b + 1]
-    return _slope(counts[b - 1], counts[b], counts[b + 1], widths)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _value(counts: IntArray, edges: FloatArray, b: int, i: float) -> float:
-    """Return where the i-th value of bin `b` lies, from 0 on."""
-    width = edges[b + 1] - edges[b]
-    t = (i + 0.5) / counts[b]
-    # Where the integral of a density that goes linearly is t.
-    bend = 0.0 if width == 0.0 else min(max(_slope_at(counts, edges, b) * width, -1.0), 1.0)
-    return float(edges[b] + (t + 0.5 * bend * t * (1.0 - t)) * width)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -92,11 +61,11 @@ def _quantiles(
             if not halfway:
                 if i >= below + k:
                     break
-                first, halfway = _value(counts, edges, b, i - below), True
+                first, halfway = value_in(counts, edges, b, i - below), True
                 width[level] = edges[b + 1] - edges[b]
             if i + 1 >= below + k:
                 break
-            second = _value(counts, edges, b, i + 1 - below)
+            second = value_in(counts, edges, b, i + 1 - below)
             out[level] = first + (position - i) * (second - first)
             level, halfway = level + 1, False
         below += k
@@ -123,7 +92,7 @@ def _group(
             continue
         far = max(abs(edges[b]), abs(edges[b + 1]))
         near = min(abs(edges[b]), abs(edges[b + 1]))
-        if 0.0 < near < _WIDE * far and 0 < b < counts.size - 1:
+        if 0.0 < near < WIDE * far and 0 < b < counts.size - 1:
             if n > 0.0:
                 used = _write(n, mean, square, x, weights, used)
                 n = 0.0
@@ -139,7 +108,7 @@ def _group(
             start = left
         width = right - left
         if width > 0.0:
-            inside += _slope_at(counts, edges, b) * spread * width * width / 12.0
+            inside += slope_at(counts, edges, b) * spread * width * width / 12.0
         n += k
         delta = inside - mean
         mean += delta * k / n
@@ -167,7 +136,7 @@ def _write_wide(
     middle = 0.5 * (low + high)
     # The bin nearer to 0 may be a narrow one, which says little.
     if edges[near - side] != 0.0 and low - math.log(abs(edges[near - side])) > 0.5 * width:
-        slope = _slope(inner, counts[b], outer, (width, width, width))
+        slope = slope_between(inner, counts[b], outer, (width, width, width))
     else:
         slope = 2.0 * (outer - counts[b]) / ((outer + counts[b]) * width)
     middle += slope * width * width / 12.0
