@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from tracelab import noise
+from tracelab import drawing, noise
 from tracelab.addressing import Address, Spans
 from tracelab.contracts import Input
 from tracelab.cutting import Block
@@ -294,9 +294,9 @@ class _Samples:
         self._mean = None if mean is None else _by_layer(mean, rows, layers, there)
         self._standardized = plan.parameters.get("mode") == "standardized"
         self._examples = "example" in stored[read.array].dims
-        self._draws = read.value if isinstance(read.value, noise.Draws) else None
+        self._draws = read.value if isinstance(read.value, drawing.Draws) else None
         self._steps = plan.steps[piece.first : piece.last]
-        self._held: dict[int, noise.Held] = {}
+        self._held: dict[int, drawing.Held] = {}
         self._times = 1
         if not self._examples:
             recorded = trace.groups[read.group].attrs.get("batch_size")
@@ -319,7 +319,7 @@ class _Samples:
             return noise.example_cell(values, mean, held, standardized=self._standardized)
         return noise.cell(values, mean, times=self._times, standardized=self._standardized)
 
-    def _batches(self, draws: noise.Draws, row: int) -> noise.Held:
+    def _batches(self, draws: drawing.Draws, row: int) -> drawing.Held:
         """Return what the batches of a row hold: drawn once for all layers, if there is room."""
         if row not in self._held:
             held = draws.at(self._steps[row])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
-from tracelab import cutting, noise
+from tracelab import cutting, drawing, noise
 from tracelab.addressing import Address, address, spans
 from tracelab.contracts import NETWORK, Analysis, Input
 from tracelab.cutting import MAX_TASKS, Block, Grain
@@ -45,8 +45,8 @@ class Read:
     group, array : str
         Where; of the last three the sketch.
     value : object
-        The constant; of ``noise`` how batches are drawn from single examples (`noise.Draws`), None
-        for what was recorded.
+        The constant; of ``noise`` how batches are drawn from single examples
+        (`tracelab.drawing.Draws`), None for what was recorded.
     """
 
     kind: Literal["constant", "field", "noise", "deviation", "signal"]
@@ -367,7 +367,7 @@ def _read(
         _check_batches(dataset, parameters)
         return Read("noise", group, noise.sketch_of(dataset, parameters.get("sketch")))
     if source == "examples":
-        draws = noise.draws_of(
+        draws = drawing.draws_of(
             dataset.sizes["example"],
             dataset.attrs,
             batch_size=parameters.get("batch_size"),
@@ -429,7 +429,7 @@ def _grain(
         else:
             # The network's row is summed up layer by layer.
             held += np.where(there.layers < 0, own.max(initial=8.0), own) * _made(read.value)
-        if isinstance(read.value, noise.Draws):
+        if isinstance(read.value, drawing.Draws):
             held += read.value.held_bytes
         total += read_here
         if read_here.sum() > heaviest and "step" in stored.dims:
@@ -442,7 +442,7 @@ def _grain(
 
 def _made(value: Any) -> float:
     """Return how many times its input a cell of noise is: more batches than examples are."""
-    return max(1.0, value.batches / value.count) if isinstance(value, noise.Draws) else 1.0
+    return max(1.0, value.batches / value.count) if isinstance(value, drawing.Draws) else 1.0
 
 
 def _column_bytes(stored: Stored, there: Address) -> tuple[FloatArray, float, IntArray]:

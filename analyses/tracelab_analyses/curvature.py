@@ -9,7 +9,7 @@ of the same size, but the same in all directions, would have (Zhu et al. 2019)?
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import xarray as xr
@@ -286,13 +286,13 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _input(
-    name: str, dims: tuple[str, ...], units: str, source: str | None = None, **options: str
+    name: str,
+    dims: tuple[str, ...],
+    units: str,
+    array: str | None = None,
+    network: Literal["sum"] | None = None,
 ) -> Input:
-    return Input(
-        Variable(name, dims, units),
-        sources=(source or f"hessian/{name}",),
-        **options,  # type: ignore[arg-type]
-    )
+    return Input(Variable(name, dims, units), (f"hessian/{array or name}",), network)
 
 
 ANALYSIS = Analysis(
@@ -304,7 +304,7 @@ ANALYSIS = Analysis(
         _input("product_squared_norm", ("step", "vector"), "(loss/weight^2)^2"),
         _input("lanczos_diagonal", ("step", "start", "lanczos"), _CURVATURE),
         _input("lanczos_beside", ("step", "start", "lanczos"), _CURVATURE),
-        _input("share", ("step", "layer", "eigenpair"), "1", "hessian/eigenvector_share",
+        _input("share", ("step", "layer", "eigenpair"), "1", "eigenvector_share",
                network="sum"),
         _input("eigenvalue", ("step", "eigenpair"), _CURVATURE),
         _input("residual", ("step", "eigenpair"), _CURVATURE),
@@ -312,7 +312,9 @@ ANALYSIS = Analysis(
         _input("noise_overlap", ("step", "batch"), "(loss/weight)^2"),
         _input("noise_along", ("step", "batch", "eigenpair"), "loss/weight"),
         _input("noise_form", ("step", "formed"), "loss^3/weight^4"),
-        _input("learning_rate", ("step",), "weight^2/loss", "steps/learning_rate"),
+        Input(
+            Variable("learning_rate", ("step",), "weight^2/loss"), sources=("steps/learning_rate",)
+        ),
         Input(Variable("n_weights", (), dtype="int64"), sources=("hessian@n_weights",)),
     ),
     outputs=(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tracelab
-from tracelab import noise
+from tracelab import drawing
 from tracelab.errors import UsageError
 
 LAYERS = {"a": (2, 3), "b": (4,)}
@@ -43,7 +43,7 @@ CASES = [(5, 1, True), (5, 3, True), (5, 1, False), (5, 3, False), (5, 4, False)
 def test_the_covariance_is_that_of_all_batches_there_are(count, size, replacement):
     values = examples(count)
     batches = 20_000
-    drawn = noise.drawn(values, batch_size=size, batches=batches, replacement=replacement)
+    drawn = drawing.drawn(values, batch_size=size, batches=batches, replacement=replacement)
     found = drawn.values[0]
     expected = covariance(every_batch(values.values[0], size, replacement))
     # The noise is centred exactly, so its products are unbiased for the covariance; five standard
@@ -76,7 +76,7 @@ def test_part_of_the_data_has_the_covariance_of_all_of_it_on_average(size, repla
     found = []
     for part in itertools.combinations(range(n), m):
         own = values.isel(batch=list(part))
-        scale = noise.drawn(
+        scale = drawing.drawn(
             own, batch_size=size, batches=1, replacement=replacement, n_data=n
         ).attrs["scale"]
         factor = 1 / size if replacement else (m - size) / (m - 1) / size
@@ -84,15 +84,15 @@ def test_part_of_the_data_has_the_covariance_of_all_of_it_on_average(size, repla
     factor = 1 / size if replacement else (n - size) / (n - 1) / size
     expected = factor * covariance(values.values[0])
     np.testing.assert_allclose(np.mean(found, axis=0), expected, atol=1e-13)
-    plain = noise.drawn(values.isel(batch=slice(m)), batch_size=size, replacement=replacement)
-    scaled = noise.drawn(
+    plain = drawing.drawn(values.isel(batch=slice(m)), batch_size=size, replacement=replacement)
+    scaled = drawing.drawn(
         values.isel(batch=slice(m)), batch_size=size, replacement=replacement, n_data=n
     )
     np.testing.assert_allclose(scaled, plain * scaled.attrs["scale"], rtol=1e-12)
 
 
 def test_a_batch_of_all_the_data_has_no_noise():
-    drawn = noise.drawn(examples(6), batch_size=6, batches=3, replacement=False)
+    drawn = drawing.drawn(examples(6), batch_size=6, batches=3, replacement=False)
     np.testing.assert_allclose(drawn, 0, atol=1e-14)
 
 
@@ -104,27 +104,27 @@ def test_noise_is_linear_in_the_gradients(size, batches, replacement, seed):
     mixing = np.random.default_rng(1).standard_normal((4, 3))
     sketched = values.dot(xr.DataArray(mixing, dims=("series", "direction"))) + 5
     sketched = sketched.rename({"direction": "series"})
-    found = noise.drawn(sketched, **options)
-    expected = noise.drawn(values, **options).values @ mixing
+    found = drawing.drawn(sketched, **options)
+    expected = drawing.drawn(values, **options).values @ mixing
     assert found.shape == (2, batches, 3)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
 def test_draws_depend_on_the_seed_and_the_step_and_not_on_how_arrays_are_cut():
     values = examples(30, series=10, steps=(0, 5, 6))
-    found = noise.drawn(values, batch_size=4, seed=1)
-    lazy = noise.drawn(values.chunk({"step": 2, "batch": 7, "series": 3}), batch_size=4, seed=1)
+    found = drawing.drawn(values, batch_size=4, seed=1)
+    lazy = drawing.drawn(values.chunk({"step": 2, "batch": 7, "series": 3}), batch_size=4, seed=1)
     assert lazy.chunks is not None
     # Products of matrices may be summed in another order.
     np.testing.assert_allclose(lazy, found, atol=1e-14)
     for step in range(3):
-        alone = noise.drawn(values.isel(step=step), batch_size=4, seed=1)
+        alone = drawing.drawn(values.isel(step=step), batch_size=4, seed=1)
         assert alone.dims == ("batch", "series")
         np.testing.assert_allclose(alone, found.isel(step=step), atol=1e-14)
     same = examples(30, steps=(0, 1)).isel(step=[0, 0]).assign_coords(step=[0, 1])
-    first, second = noise.drawn(same, batch_size=4).values
+    first, second = drawing.drawn(same, batch_size=4).values
     assert not np.allclose(first, second)
-    assert not np.allclose(found, noise.drawn(values, batch_size=4, seed=2))
+    assert not np.allclose(found, drawing.drawn(values, batch_size=4, seed=2))
 
 
 def write(path, *, n_data=40, **attrs):
@@ -195,9 +195,9 @@ def test_refusals(tmp_path):
         },
     }.items():
         with pytest.raises(UsageError, match=words):
-            noise.drawn(values, **options)
+            drawing.drawn(values, **options)
     with pytest.raises(UsageError, match="batch_size=2 of 1 recorded examples out of 9"):
-        noise.drawn(examples(1), batch_size=2, n_data=9)
+        drawing.drawn(examples(1), batch_size=2, n_data=9)
     trace = write(tmp_path / "a.zarr", mean_over_examples=False)
     assert trace.noise(group="examples").sizes["batch"] == 20
     with pytest.raises(UsageError, match="recorded with mean_over_examples=False"):

@@ -6,7 +6,7 @@ import xarray as xr
 from plans import computed, plan_of
 
 import tracelab
-from tracelab import cutting, engine, loading, memory, noise, planning
+from tracelab import cutting, drawing, engine, loading, memory, planning
 from tracelab.contracts import NETWORK
 from tracelab.errors import NotRecordedError, UsageError
 
@@ -86,10 +86,10 @@ def test_cells_are_those_of_the_public_view(tmp_path, mean, sketch, mode, draws)
 
 def test_draws_do_not_depend_on_how_many_are_counted_at_a_time(monkeypatch):
     for replacement in (True, False):
-        draws = noise.Draws.checked(30, batch_size=5, batches=17, replacement=replacement, seed=1)
+        draws = drawing.Draws.checked(30, batch_size=5, batches=17, replacement=replacement, seed=1)
         whole = draws.counts(4)
         held = draws.at(4)
-        monkeypatch.setattr(noise, "COUNTS", 60)
+        monkeypatch.setattr(drawing, "COUNTS", 60)
         np.testing.assert_array_equal(draws.counts(4), whole)
         np.testing.assert_array_equal(draws.at(4).places, held.places)
         assert held.nbytes <= draws.held_bytes

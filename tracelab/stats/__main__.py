@@ -9,6 +9,7 @@ from tracelab.histogram import Histogram
 from tracelab.stats import (
     dependence,
     histograms,
+    levy,
     models,
     mohammadi,
     mohammadi_profile,
@@ -40,6 +41,7 @@ histogram = Histogram()
 for method in ("symmetric", "skewed", "quantile"):
     stable.fit_histogram(histogram.count(large), histogram, method)
 histograms.battery(histogram.count(large), histogram)
+histograms.values(histogram.count(large), histogram)
 stable.score(x[:, 0], 1.7, 0.5)
 stable.information(1.7)
 for scales in ("each", "shared"):
@@ -58,3 +60,4 @@ for name in ("hill", "moment", "pickands"):
 tails.threshold(x, axis=0)
 dependence.dependence(x, axis=0)
 panel_dependence.panel_dependence(x)
+levy.exit_times(1.7, replicas=2)

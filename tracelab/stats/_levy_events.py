@@ -13,10 +13,22 @@ from typing import Any
 
 import numba
 import numpy as np
+from scipy import special
 
-from tracelab.typing import Array, FloatArray
+from tracelab.stats._levy_models import (
+    Ball,
+    Box,
+    DoubleWell,
+    Dynamics,
+    Overdamped,
+    Potential,
+    Quadratic,
+    Region,
+)
+from tracelab.stats.escape import tail_constant
+from tracelab.typing import Array, BoolArray, FloatArray
 
-__all__ = ["BALL", "BOX", "exits"]
+__all__ = ["BALL", "BOX", "exits", "simulate"]
 
 BOX, BALL = 0, 1
 """Kinds of region: sides of their own in every coordinate; a ball in weighted coordinates."""
@@ -238,3 +250,80 @@ def exits(
         times[r] = min(now, max_time)
         places[r] = x
         censored[r] = not out
+
+
+def simulate(
+    alpha: FloatArray,
+    scale: FloatArray,
+    noise: str,
+    potential: Potential | Quadratic | DoubleWell | None,
+    region: Region,
+    start: FloatArray,
+    dynamics: Dynamics,
+    resolution: float,
+    max_time: float,
+    max_steps: int,
+    rng: np.random.Generator,
+    times: FloatArray,
+    places: FloatArray,
+    censored: BoolArray,
+) -> None:
+    """Write the exits of replicas, as `exits` does, of what `tracelab.stats.levy` was given.
+
+    `resolution` is the least jump that is drawn by itself, in units of the region's half width.
+    """
+    dim = start.size
+    assert isinstance(dynamics, Overdamped)
+    factor = np.broadcast_to(np.asarray(dynamics.preconditioner, dtype=np.float64), dim)
+    scales = scale * factor
+    curvature = np.zeros(dim)
+    if isinstance(potential, Quadratic):
+        curvature = np.asarray(potential.curvature, dtype=np.float64) * factor
+    if isinstance(region, Box):
+        kind = BOX
+        low, high = (
+            np.broadcast_to(side, dim).astype(np.float64) for side in (region.low, region.high)
+        )
+        room, half = np.minimum(start - low, high - start), 0.5 * (high - low)
+    else:
+        assert isinstance(region, Ball)
+        kind, low = BALL, np.zeros(dim)
+        high = np.broadcast_to(region.weight, dim).astype(np.float64)
+        half = 1 / np.sqrt(high)
+        room = (1 - math.sqrt(np.sum(high * start**2))) * half
+    # Between the size of the region and what is left of it at the start.
+    room = np.where(np.isfinite(half), np.sqrt(room * half), room)
+    # A side that is nowhere near sets no scale.
+    nearest = np.where(np.isfinite(room), room, np.min(room))
+    if noise == "isotropic":
+        cutoff = np.array([resolution * np.min(nearest / scales)])
+        alpha = alpha[:1]
+        tail = tail_constant(alpha, dim)
+        variance = np.repeat(_small_jumps(alpha, cutoff, dim), dim)
+    else:
+        cutoff = resolution * nearest / scales
+        tail = tail_constant(alpha)
+        variance = _small_jumps(alpha, cutoff, 1)
+    diffusion = variance * scales**2
+    rate = tail * cutoff**-alpha
+    weight = np.max(diffusion / nearest**2)
+    stride = math.inf if weight == 0 else float((2 * resolution) ** 2 / weight)
+    exits(
+        start, curvature, diffusion, rate, cutoff, alpha, scales, noise == "isotropic", kind, low,
+        high, stride, max_time, max_steps, rng, times, places, censored,
+    )  # fmt: skip
+
+
+def _small_jumps(alpha: FloatArray, cutoff: FloatArray, dim: int) -> FloatArray:
+    """Return the variance per unit of time of a coordinate's jumps below the cutoff."""
+    # alpha C / (2 - alpha), regular at alpha = 2.
+    factor = (
+        0.5
+        * alpha
+        * 2**alpha
+        * special.gamma((dim + alpha) / 2)
+        / special.gamma(dim / 2)
+        * special.rgamma(2 - alpha / 2)
+    )
+    found: FloatArray = factor * cutoff ** (2 - alpha) / dim
+    return found

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 
 from tracelab.stats._stable_density import ALPHA_MIN, Float64, Table, collapse, density
+from tracelab.stats._stable_linear import bfgs, dot
 
 __all__ = ["V_MAX", "V_MIN", "climb", "fisher", "gaussian", "score_sums", "total_weight"]
 
@@ -124,29 +125,6 @@ def _inverse_information(information: Float64, v: float, n: float, free: bool) -
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _dot(a: Float64, b: Float64) -> float:
-    # Written out: numba takes seconds to compile BLAS calls, for three numbers.
-    return float(a[0] * b[0] + a[1] * b[1] + a[2] * b[2])
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
-    """Update the inverse curvature for a step and the fall of the gradient along it."""
-    product = _dot(step, change)
-    if product <= 1e-12 * math.sqrt(_dot(step, step) * _dot(change, change)):
-        return False
-    moved = np.empty(3)
-    for i in range(3):
-        moved[i] = _dot(inverse[i], change)
-    factor = (1.0 + _dot(change, moved) / product) / product
-    for i in range(3):
-        for j in range(3):
-            mixed = moved[i] * step[j] + step[i] * moved[j]
-            inverse[i, j] += factor * step[i] * step[j] - mixed / product
-    return True
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _end_slope(x: Float64, weights: Float64 | None, tabulated: Table, law: Float64) -> float:
     """Return the derivative in v of the log-likelihood at the Gaussian fit, nearly at its end."""
     scale, loc, _ = gaussian(x, weights)
@@ -190,8 +168,8 @@ def climb(
             inverse = _inverse_information(tabulated.information, v, n, False)
             fresh = True
         for i in range(3):
-            step[i] = _dot(inverse[i], gradient)
-        gain = _dot(step, gradient)
+            step[i] = dot(inverse[i], gradient)
+        gain = dot(step, gradient)
         if gain < tolerance:
             return v, scale, loc, loglik, gradient[0], iteration, not pinned
         if free and loglik <= floor and gradient[0] < 0.0 and math.exp(v) * n < 0.05:
@@ -215,7 +193,7 @@ def climb(
                 x0 = collapse(tabulated, alpha, 1, law)
             new_loglik, g0, g1, g2 = score_sums(x, weights, law, x0, alpha, new_scale, new_loc)
             rise = new_loglik - loglik
-            if rise >= 1e-4 * _dot(step, gradient) - slack:
+            if rise >= 1e-4 * dot(step, gradient) - slack:
                 break
             step *= 0.3
         else:
@@ -227,7 +205,7 @@ def climb(
         change = gradient - np.array([g0, g1, g2])
         v, scale, loc, loglik = new_v, new_scale, new_loc, new_loglik
         gradient[:] = g0, g1, g2
-        if (free and abs(step[0]) > 0.3) or abs(step[1]) > 0.3 or not _bfgs(inverse, step, change):
+        if (free and abs(step[0]) > 0.3) or abs(step[1]) > 0.3 or not bfgs(inverse, step, change):
             inverse = _inverse_information(tabulated.information, v, n, free)
             fresh = True
         else:

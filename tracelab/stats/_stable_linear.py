@@ -1,14 +1,45 @@
-"""Small positive matrices inside compiled fits, where LAPACK would cost seconds to compile."""
+"""Small vectors and matrices inside compiled fits, where BLAS would cost seconds to compile."""
 
 from __future__ import annotations
+
+import math
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["invert_free"]
+__all__ = ["bfgs", "dot", "invert_free"]
 
 Float64 = NDArray[np.float64]
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def dot(a: Float64, b: Float64) -> float:
+    """Return the inner product."""
+    total = 0.0
+    for i in range(a.size):
+        total += a[i] * b[i]
+    return total
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
+    """Update the inverse curvature for a step and the fall of the gradient along it.
+
+    Return False, having done nothing, where the gradient did not fall.
+    """
+    product = dot(step, change)
+    if product <= 1e-12 * math.sqrt(dot(step, step) * dot(change, change)):
+        return False
+    moved = np.empty(step.size)
+    for i in range(step.size):
+        moved[i] = dot(inverse[i], change)
+    factor = (1.0 + dot(change, moved) / product) / product
+    for i in range(step.size):
+        for j in range(step.size):
+            mixed = moved[i] * step[j] + step[i] * moved[j]
+            inverse[i, j] += factor * step[i] * step[j] - mixed / product
+    return True
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")

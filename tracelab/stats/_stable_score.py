@@ -27,7 +27,7 @@ from tracelab.stats._stable_skew import (
     skew_density,
     skew_table,
 )
-from tracelab.stats._stable_skew_fit import skew_information
+from tracelab.stats._stable_skew_climb import skew_information
 
 __all__ = ["information", "score"]
 

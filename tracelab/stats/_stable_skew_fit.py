@@ -1,14 +1,8 @@
-"""Maximum likelihood of stable laws with skewness: climb, information, intervals.
-
-Coordinates: ``v = log(2 - alpha)``, beta, ``log scale`` and ``location / scale``, the location in
-S0; steps as in `_stable_climb`, quasi-Newton from the expected information, with a line search that
-never lets the likelihood fall.
-"""
+"""Maximum likelihood of stable laws with skewness: start, climb from it, intervals."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -18,7 +12,6 @@ from tracelab.stats._confidence import normal_quantile
 from tracelab.stats._samples import as_rows
 from tracelab.stats._stable_cells import LARGE, condense
 from tracelab.stats._stable_climb import V_MIN, gaussian, total_weight
-from tracelab.stats._stable_density import EDGE
 from tracelab.stats._stable_linear import invert_free
 from tracelab.stats._stable_parameters import Parametrization
 from tracelab.stats._stable_points import PointRows
@@ -27,18 +20,24 @@ from tracelab.stats._stable_result import StableFit, assemble
 from tracelab.stats._stable_rows import Rows, Standardised, prepare
 from tracelab.stats._stable_skew import (
     ALPHA_LOW,
-    TAIL_ROWS,
     SkewLaw,
     SkewTable,
     collapse_skew,
-    envelope,
     new_skew_law,
-    skew_density,
     skew_table,
+)
+from tracelab.stats._stable_skew_climb import (
+    TOLERANCE,
+    V_MAX,
+    State,
+    climb_skew,
+    last_step,
+    new_state,
+    skew_information,
 )
 from tracelab.typing import Status
 
-__all__ = ["fit_skewed", "skew_information"]
+__all__ = ["MIN_SAMPLES", "fit_skewed", "fit_standardised"]
 
 Float64 = NDArray[np.float64]
 
@@ -47,290 +46,12 @@ MIN_SAMPLES = 20
 
 # At a skewness of 1, where light tails jump, a climb along the profile may not end.
 _MAX_ITERATIONS, _PROFILE_ITERATIONS = 200, 15
-_V_MAX = math.log(2.0 - ALPHA_LOW)
-# Twice the log-likelihood still to gain when a climb stops and takes its last step without looking;
-# looser along the profile, where it takes none.
-_TOLERANCE, _PROFILE_TOLERANCE = 1e-5, 1e-2
-# Products of densities are kept in this range between two logarithms.
-_TINY, _HUGE = 1e-200, 1e200
+# Twice the log-likelihood still to gain when a climb along the profile stops.
+_PROFILE_TOLERANCE = 1e-2
 # Orders of the table that a climb from afar leaves out, and how near it goes: a thirtieth of a
-# standard error. Light tails, of skewness beyond the limit, need all of them.
-_COARSE, _NEAR, _COARSE_BETA = 1e-4, 1e-3, 0.9
-# The table's densities are not trusted below this part of a heavy tail: the likelihood counts a
-# light tail as if it were as heavy as that of a skewness 2e-7 short of 1.
-_FLOOR = 1e-7
-_BODY_NODES, _BODY_WEIGHTS = np.polynomial.legendre.leggauss(4)
-_TAIL_NODES, _TAIL_WEIGHTS = np.polynomial.legendre.leggauss(3)
-_ROUGH_NODES, _ROUGH_WEIGHTS = np.polynomial.legendre.leggauss(1)
+# standard error.
+_COARSE, _NEAR = 1e-4, 1e-3
 _NOT_CONVERGED = int(Status.NOT_CONVERGED)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def _sums(
-    x: Float64,
-    weights: Float64 | None,
-    law: Float64,
-    x0: float,
-    alpha: float,
-    scale: float,
-    loc: float,
-    gradient: Float64,
-) -> float:
-    """Return the log-likelihood of `x`, write its derivatives in the four coordinates."""
-    s = 2.0 - alpha
-    inverse = 1.0 / scale
-    total, product = 0.0, 1.0
-    g_alpha = g_beta = g_scale = g_loc = 0.0
-    for i in range(x.size):
-        z = (x[i] - loc) * inverse
-        f, fz, fa, fb = skew_density(law, x0, alpha, z)
-        if f < 1e-6 * s or f <= 0.0:
-            least = _FLOOR * envelope(alpha, z) + 1e-300
-            if f < least:
-                f, fz, fa, fb = least, 0.0, 0.0, 0.0
-        r = 1.0 / f
-        if weights is not None:
-            r *= weights[i]
-        fz *= r
-        g_alpha += fa * r
-        g_beta += fb * r
-        g_scale += z * fz
-        g_loc += fz
-        if weights is not None:
-            total += weights[i] * math.log(f)
-        elif f < _TINY:
-            total += math.log(f)
-        else:
-            product *= f
-            if product < _TINY or product > _HUGE:
-                total += math.log(product)
-                product = 1.0
-    gradient[0], gradient[1] = -s * g_alpha, g_beta
-    n = total_weight(x, weights)
-    gradient[2], gradient[3] = -(n + g_scale), -g_loc
-    return total + math.log(product) - n * math.log(scale)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"}, inline="always")
-def _add(
-    values: tuple[float, float, float, float], alpha: float, z: float, weight: float, sums: Float64
-) -> None:
-    """Add a node's products of derivatives of the density, over it, to `sums` (10,)."""
-    f, fz, fa, fb = values
-    s = 2.0 - alpha
-    if f > 1e-6 * s or f > _FLOOR * envelope(alpha, z):
-        w = weight / f
-        a, c = -s * fa, -(f + z * fz)
-        sums[0] += w * a * a
-        sums[1] += w * a * fb
-        sums[2] += w * fb * fb
-        sums[3] += w * a * c
-        sums[4] += w * fb * c
-        sums[5] += w * c * c
-        sums[6] -= w * a * fz
-        sums[7] -= w * fb * fz
-        sums[8] -= w * c * fz
-        sums[9] += w * fz * fz
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
-def skew_information(
-    law: Float64, x0: float, alpha: float, information: Float64, rough: bool = False
-) -> None:
-    """Write the Fisher information of one sample (4, 4) in the four coordinates.
-
-    Gauss-Legendre in the table's own cells; what lies beyond holds a part in 1e6 or less. To a part
-    in 1e3 if `rough`.
-    """
-    sums = np.zeros(10)
-    cells = int(math.log2(EDGE / x0)) * 8
-    left = x0
-    for row in range(cells + TAIL_ROWS):
-        body = row < cells
-        width = (
-            1.0 / law[0, row, 7]
-            if body
-            else 0.5 * 2.0 ** math.floor(math.log2(left * (1.0 + 1e-12)))
-        )
-        nodes, weights = _TAIL_NODES, _TAIL_WEIGHTS
-        if body:
-            nodes, weights = _BODY_NODES, _BODY_WEIGHTS
-            if rough:
-                nodes, weights = _ROUGH_NODES, _ROUGH_WEIGHTS
-        for k in range(nodes.size):
-            a = left + 0.5 * width * (1.0 + nodes[k]) - x0
-            weight = 0.5 * width * weights[k]
-            _add(skew_density(law, x0, alpha, a), alpha, a, weight, sums)
-            _add(skew_density(law, x0, alpha, -a), alpha, -a, weight, sums)
-        left += width
-    k = 0
-    for i in range(4):
-        for j in range(i + 1):
-            information[i, j] = information[j, i] = sums[k]
-            k += 1
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _bfgs(inverse: Float64, step: Float64, change: Float64) -> bool:
-    """Update the inverse curvature for a step and the fall of the gradient along it."""
-    product = np.sum(step * change)
-    if product <= 1e-12 * math.sqrt(np.sum(step * step) * np.sum(change * change)):
-        return False
-    moved = np.empty(4)
-    for i in range(4):
-        moved[i] = np.sum(inverse[i] * change)
-    factor = (1.0 + np.sum(change * moved) / product) / product
-    for i in range(4):
-        for j in range(4):
-            mixed = moved[i] * step[j] + step[i] * moved[j]
-            inverse[i, j] += factor * step[i] * step[j] - mixed / product
-    return True
-
-
-class _State(NamedTuple):
-    """Where a climb is; it goes on from there.
-
-    Parameters
-    ----------
-    at, gradient : ndarray, shape (4,)
-        (v, beta, scale, loc), and the derivatives of the log-likelihood.
-    inverse : ndarray, shape (4, 4)
-        Inverse curvature, of parameters that are not held; 0 if there is none yet.
-    held : ndarray of bool, shape (4,)
-        Parameters at the edge of their range.
-    """
-
-    at: Float64
-    gradient: Float64
-    inverse: Float64
-    held: NDArray[np.bool_]
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _new_state() -> _State:
-    return _State(np.empty(4), np.empty(4), np.zeros((4, 4)), np.zeros(4, dtype=np.bool_))
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _reach(ends: tuple[float, float], at: Float64) -> float:
-    """Return the largest standardised magnitude of a sample with these ends."""
-    return float(max(abs(ends[0] - at[3]), abs(ends[1] - at[3])) / at[2])
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _climb(
-    x: Float64,
-    weights: Float64 | None,
-    tabulated: SkewTable,
-    law: SkewLaw,
-    state: _State,
-    floor: float,
-    hold: bool,
-    tolerance: float,
-    least: float,
-    most: int,
-) -> tuple[float, int, bool]:
-    """Improve a state, in `most` iterations; return log-likelihood, their number, converged.
-
-    Beta is held at its value if `hold`. It has converged when twice the log-likelihood still to
-    gain is below `tolerance`. A climb that runs to the Gaussian end below the log-likelihood
-    `floor` is left early: there the Gaussian fit is better. Orders that matter less than `least`
-    are left out of the law.
-    """
-    n, ends = total_weight(x, weights), (x.min(), x.max())
-    at, gradient, inverse, held = state
-    new_gradient, information = np.empty(4), np.empty((4, 4))
-    step, change, new = np.empty(4), np.empty(4), np.empty(4)
-    free = np.ones(4, dtype=np.bool_)
-    alpha = 2.0 - math.exp(at[0])
-    x0 = collapse_skew(tabulated, alpha, at[1], law, least, _reach(ends, at))
-    loglik = _sums(x, weights, law.rows, x0, alpha, at[2], at[3], gradient)
-    stale, fresh = inverse[3, 3] == 0.0, False
-    free_beta, jumps = not hold, 0
-    for iteration in range(1, most + 1):
-        if least > 0.0 and free_beta and abs(at[1]) > _COARSE_BETA:
-            return loglik, iteration, True
-        if free_beta and 0.8 < abs(at[1]) < 1.0 and gradient[1] * at[1] > 0.0 and jumps < 4:
-            # The information grows without bound towards a skewness of 1: steps never get there.
-            jumps += 1
-            side = math.copysign(1.0, at[1])
-            alpha = 2.0 - math.exp(at[0])
-            x0 = collapse_skew(tabulated, alpha, side, law, least, _reach(ends, at))
-            new_loglik = _sums(x, weights, law.rows, x0, alpha, at[2], at[3], new_gradient)
-            if new_loglik > loglik:
-                at[1], loglik = side, new_loglik
-                gradient[:] = new_gradient
-                stale = True
-            else:
-                x0 = collapse_skew(tabulated, alpha, at[1], law, least, _reach(ends, at))
-        pinned = at[0] >= _V_MAX and gradient[0] >= 0.0
-        edge = hold or (abs(at[1]) >= 1.0 and gradient[1] * at[1] > 0.0)
-        if stale or held[0] != pinned or held[1] != edge:
-            held[0], held[1] = pinned, edge
-            free[0], free[1] = not pinned, not edge
-            x0 = collapse_skew(tabulated, 2.0 - math.exp(at[0]), at[1], law, least)
-            skew_information(law.rows, x0, 2.0 - math.exp(at[0]), information, True)
-            invert_free(information * n, free, inverse)
-            fresh, stale = True, False
-        for i in range(4):
-            step[i] = np.sum(inverse[i] * gradient)
-        gain = np.sum(step * gradient)
-        if gain < tolerance:
-            return loglik, iteration, not pinned
-        if loglik <= floor and gradient[0] < 0.0 and math.exp(at[0]) * n < 0.05:
-            return loglik, iteration, True
-        far = max(step[0] / 1.5, -step[0] / 4.0, abs(step[2]), abs(step[3]) / 1.5)
-        step *= 1.0 / max(far, 1.0, abs(step[1]) / 0.7)
-        slack = 1e-13 * abs(loglik)
-        risen = False
-        for _ in range(14):
-            new[0] = min(max(at[0] + step[0], V_MIN), _V_MAX)
-            new[1] = min(max(at[1] + step[1], -1.0), 1.0)
-            new[2], new[3] = at[2] * math.exp(step[2]), at[3] + at[2] * step[3]
-            cut = new[1] != at[1] + step[1]
-            step[0], step[1] = new[0] - at[0], new[1] - at[1]
-            alpha = 2.0 - math.exp(new[0])
-            x0 = collapse_skew(tabulated, alpha, new[1], law, least, _reach(ends, new))
-            new_loglik = _sums(x, weights, law.rows, x0, alpha, new[2], new[3], new_gradient)
-            if new_loglik - loglik >= 1e-4 * np.sum(step * gradient) - slack:
-                risen = True
-                break
-            step *= 0.3
-        if not risen:
-            x0 = collapse_skew(
-                tabulated, 2.0 - math.exp(at[0]), at[1], law, least, _reach(ends, at)
-            )
-            if fresh:
-                return loglik, iteration, bool(gain < 1e-4)
-            stale = True
-            continue
-        for i in range(4):
-            change[i] = 0.0 if held[i] else gradient[i] - new_gradient[i]
-        at[:], gradient[:] = new, new_gradient
-        loglik = new_loglik
-        big = abs(step[0]) > 0.3 or abs(step[1]) > 0.3 or abs(step[2]) > 0.3
-        stale = big or cut or not _bfgs(inverse, step, change)
-        fresh = False
-    return loglik, most, False
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _last_step(state: _State) -> float:
-    """Take the last step of a climb, if it stays inside; return the log-likelihood to gain."""
-    at, gradient, inverse, _ = state
-    step = np.empty(4)
-    for i in range(4):
-        step[i] = np.sum(inverse[i] * gradient)
-    gain = np.sum(step * gradient)
-    inside = V_MIN <= at[0] + step[0] <= _V_MAX and abs(at[1] + step[1]) <= 1.0
-    if not inside or not gain < _TOLERANCE:
-        return 0.0
-    at[0] += step[0]
-    at[1] += step[1]
-    at[3] += at[2] * step[3]
-    at[2] *= math.exp(step[2])
-    gradient[:] = 0.0
-    return float(0.5 * gain)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -374,7 +95,7 @@ def _beta_end(
     weights: Float64 | None,
     tabulated: SkewTable,
     law: SkewLaw,
-    best: _State,
+    best: State,
     loglik: float,
     g_loglik: float,
     z: float,
@@ -390,7 +111,7 @@ def _beta_end(
         # The Gaussian law, which has every beta, is not ruled out.
         return side
     inner, outer, untried = best.at[1], side, True
-    state = _new_state()
+    state = new_state()
     at, along = state.at, np.zeros(4)
     at[:] = best.at
     curvature = best.inverse[1, 1]
@@ -405,11 +126,11 @@ def _beta_end(
     for _ in range(12):
         trial = trial if abs(trial) < 1.0 else side
         moved = trial - at[1]
-        at[0] = min(max(at[0] + along[0] * moved, V_MIN), _V_MAX)
+        at[0] = min(max(at[0] + along[0] * moved, V_MIN), V_MAX)
         at[3] += at[2] * along[3] * moved
         at[2] *= math.exp(along[2] * moved)
         at[1] = trial
-        value, _, _ = _climb(
+        value, _, _ = climb_skew(
             x,
             weights,
             tabulated,
@@ -457,7 +178,7 @@ def _fit_row(
     `cov` (4, 4) takes the covariance, `interval` (4,) the ends of alpha and beta, `loglik` (2,) the
     log-likelihood of the law and of the Gaussian fit.
     """
-    free, information, state = np.ones(4, dtype=np.bool_), np.empty((4, 4)), _new_state()
+    free, information, state = np.ones(4, dtype=np.bool_), np.empty((4, 4)), new_state()
     at = state.at
     n = total_weight(x, weights)
     # A little inside the domain.
@@ -465,17 +186,17 @@ def _fit_row(
     at[0], at[1] = math.log(2.0 - start), min(max(estimates[1], -0.8), 0.8)
     at[2], at[3] = estimates[2], estimates[3]
     g_scale, g_loc, g_loglik = gaussian(x, weights)
-    _, before, _ = _climb(
+    _, before, _ = climb_skew(
         x, weights, tabulated, law, state, g_loglik, False, _NEAR, _COARSE, _MAX_ITERATIONS
     )
-    best, after, converged = _climb(
-        x, weights, tabulated, law, state, g_loglik, False, _TOLERANCE, 0.0, _MAX_ITERATIONS
+    best, after, converged = climb_skew(
+        x, weights, tabulated, law, state, g_loglik, False, TOLERANCE, 0.0, _MAX_ITERATIONS
     )
     iterations = before + after
     # The law stays where it is: the last step is a thousandth of a standard error.
     fitted = 2.0 - math.exp(at[0])
     x0 = collapse_skew(tabulated, fitted, at[1], law)
-    best += _last_step(state)
+    best += last_step(state)
     alpha, beta = 2.0 - math.exp(at[0]), at[1]
     cov[:] = 0.0
     if best <= g_loglik + 1e-9:

@@ -32,7 +32,7 @@ from tracelab.stats._levy_models import (
     positive,
 )
 from tracelab.stats._stable_draws import rvs
-from tracelab.stats.escape import tail_constant
+from tracelab.stats._stable_parameters import check_laws
 from tracelab.stats.survival import exponential
 from tracelab.typing import BoolArray, FloatArray, Status
 
@@ -153,9 +153,7 @@ def mean_exit_time(
     0.5
     """
     _check_count("dim", dim)
-    a = np.asarray(alpha, dtype=np.float64)
-    if not ((a > 0) & (a <= 2)).all():
-        raise UsageError(f"alpha must be in (0, 2], got {alpha!r}")
+    a = check_laws(alpha, 0, 1)[0]
     width = positive("radius", radius)
     away = np.asarray(start, dtype=np.float64)
     if not (np.abs(away) <= width).all():
@@ -345,7 +343,7 @@ def exit_times(
                     censored[part],
                 )  # fmt: skip
             else:
-                _by_events(
+                _levy_events.simulate(
                     alphas, scales, noise, potential, region, begin, dynamics, fineness, max_time,
                     max_steps, rng, times[part], places[part], censored[part],
                 )  # fmt: skip
@@ -434,79 +432,6 @@ def _mean(
     return mean, mean / math.sqrt(exits), low, high, int(Status.OK)
 
 
-def _by_events(
-    alpha: FloatArray,
-    scale: FloatArray,
-    noise: Noise,
-    potential: Potential | Quadratic | DoubleWell | None,
-    region: Region,
-    start: FloatArray,
-    dynamics: Dynamics,
-    resolution: float,
-    max_time: float,
-    max_steps: int,
-    rng: np.random.Generator,
-    times: FloatArray,
-    places: FloatArray,
-    censored: BoolArray,
-) -> None:
-    dim = start.size
-    assert isinstance(dynamics, Overdamped)
-    factor = np.broadcast_to(np.asarray(dynamics.preconditioner, dtype=np.float64), dim)
-    scales = scale * factor
-    curvature = np.zeros(dim)
-    if isinstance(potential, Quadratic):
-        curvature = np.asarray(potential.curvature, dtype=np.float64) * factor
-    if isinstance(region, Box):
-        kind = _levy_events.BOX
-        low, high = (
-            np.broadcast_to(side, dim).astype(np.float64) for side in (region.low, region.high)
-        )
-        room, half = np.minimum(start - low, high - start), 0.5 * (high - low)
-    else:
-        assert isinstance(region, Ball)
-        kind, low = _levy_events.BALL, np.zeros(dim)
-        high = np.broadcast_to(region.weight, dim).astype(np.float64)
-        half = 1 / np.sqrt(high)
-        room = (1 - math.sqrt(np.sum(high * start**2))) * half
-    # Between the size of the region and what is left of it at the start.
-    room = np.where(np.isfinite(half), np.sqrt(room * half), room)
-    # A side that is nowhere near sets no scale.
-    nearest = np.where(np.isfinite(room), room, np.min(room))
-    if noise == "isotropic":
-        cutoff = np.array([resolution * np.min(nearest / scales)])
-        alpha = alpha[:1]
-        tail = tail_constant(alpha, dim)
-        variance = np.repeat(_small_jumps(alpha, cutoff, dim), dim)
-    else:
-        cutoff = resolution * nearest / scales
-        tail = tail_constant(alpha)
-        variance = _small_jumps(alpha, cutoff, 1)
-    diffusion = variance * scales**2
-    rate = tail * cutoff**-alpha
-    weight = np.max(diffusion / nearest**2)
-    stride = math.inf if weight == 0 else float((2 * resolution) ** 2 / weight)
-    _levy_events.exits(
-        start, curvature, diffusion, rate, cutoff, alpha, scales, noise == "isotropic", kind, low,
-        high, stride, max_time, max_steps, rng, times, places, censored,
-    )  # fmt: skip
-
-
-def _small_jumps(alpha: FloatArray, cutoff: FloatArray, dim: int) -> FloatArray:
-    """Return the variance per unit of time of a coordinate's jumps below the cutoff."""
-    # alpha C / (2 - alpha), regular at alpha = 2.
-    factor = (
-        0.5
-        * alpha
-        * 2**alpha
-        * special.gamma((dim + alpha) / 2)
-        / special.gamma(dim / 2)
-        * special.rgamma(2 - alpha / 2)
-    )
-    found: FloatArray = factor * cutoff ** (2 - alpha) / dim
-    return found
-
-
 def _unsuited(
     potential: Potential | Quadratic | DoubleWell | None,
     region: Region,
@@ -536,10 +461,7 @@ def _unsuited(
 def _alphas(alpha: npt.ArrayLike, dim: int, noise: str) -> FloatArray:
     if noise not in get_args(Noise):
         raise UsageError(f"noise must be 'independent' or 'isotropic', got {noise!r}")
-    found = np.asarray(alpha, dtype=np.float64)
-    if not ((found > 0) & (found <= 2)).all():
-        raise UsageError(f"alpha must be in (0, 2], got {alpha!r}")
-    by_coordinate = _by_coordinate("alpha", found, dim)
+    by_coordinate = _by_coordinate("alpha", check_laws(alpha, 0, 1)[0], dim)
     if noise == "isotropic" and np.ptp(by_coordinate) > 0:
         raise UsageError(f"isotropic noise has one alpha, got {alpha!r}")
     return by_coordinate

@@ -10,7 +10,7 @@ from tracelab.typing import FloatArray, IntArray
 __all__ = ["gaussian_control", "sparse_sums"]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _mix(weights: FloatArray, x: FloatArray, out: FloatArray) -> None:
     # Plain loops, not BLAS: a threaded product differs in its last bits from machine to machine.
     for i in range(weights.shape[0]):
@@ -20,7 +20,7 @@ def _mix(weights: FloatArray, x: FloatArray, out: FloatArray) -> None:
                 out[i, j] += w * x[k, j]
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _root(x: FloatArray) -> FloatArray:
     """Return R with R^T R = x^T x, upper triangular; a column that others explain adds no row."""
     count, series = x.shape
@@ -53,7 +53,7 @@ def _root(x: FloatArray) -> FloatArray:
     return product
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator, unused-ignore]
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _add_rows(
     ends: IntArray, places: IntArray, weights: FloatArray, x: FloatArray, out: FloatArray
 ) -> None:

@@ -218,7 +218,8 @@ class Trace:
             The group to read, of kind ``noise`` or ``examples``.
         batches, replacement, seed : int, bool, int, optional
             How many batches are drawn from single examples (default: as many as examples), whether
-            with replacement (default: yes), by which seed (default: 0); see `tracelab.noise.drawn`.
+            with replacement (default: yes), by which seed (default: 0); see
+            `tracelab.drawing.drawn`.
 
         Returns
         -------
