@@ -41,6 +41,7 @@ def write_hessian(writer, step, rng, scale=1.0, batches=BATCHES):
     writer.append(
         "hessian",
         step=step,
+        numel=[24, 4],
         loss_gradient_norm=1.0,
         vector_seed=np.arange(6),
         form=scale * rng.exponential(1.0, (len(LAYERS), 6)),

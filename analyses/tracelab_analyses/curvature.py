@@ -46,6 +46,7 @@ def curvature(
     noise_along: FloatArray,
     noise_form: FloatArray,
     learning_rate: FloatArray,
+    numel: FloatArray,
     n_weights: Array,
     *,
     confidence: float = 0.95,
@@ -78,6 +79,8 @@ def curvature(
         Quadratic forms of minibatch noise.
     learning_rate : ndarray, shape (step,)
         Of the step.
+    numel : ndarray, shape (step, layer)
+        Weights of each layer.
     n_weights : scalar array of int
         Rows of the Hessian.
     confidence : float
@@ -103,10 +106,8 @@ def curvature(
     out["status"][flat & (out["status"] == int(Status.OK))] = int(Status.CONSTANT_INPUT)
     out["n_vectors"][...] = vectors
     out["top_share"][...] = share
-    # A row that has all of every eigenvector takes all layers together.
-    whole = np.isclose(np.nansum(share, axis=-1), np.sum(np.isfinite(share), axis=-1), atol=1e-3)
-    whole &= np.isfinite(share).any(axis=-1)
-    for step, layer in np.argwhere(whole):
+    # The row of all weights takes all layers together.
+    for step, layer in np.argwhere(numel == n_weights):
         found = _whole(
             form[step, layer],
             product_squared_norm[step],
@@ -315,6 +316,7 @@ ANALYSIS = Analysis(
         Input(
             Variable("learning_rate", ("step",), "weight^2/loss"), sources=("steps/learning_rate",)
         ),
+        _input("numel", _CELL, "1", network="sum"),
         Input(Variable("n_weights", (), dtype="int64"), sources=("hessian@n_weights",)),
     ),
     outputs=(

@@ -196,6 +196,7 @@ class HessianVectors(Scheduled):
         ) -> None:
             found.append(Variable(name, dims, units, dtype, text))
 
+        add("numel", ("step", "layer"), "1", "number of weights of the layer", "int64")
         add("loss_gradient_norm", _STEP, "loss/weight", "norm of the gradient of the same loss")
         if self.vectors:
             by_vector = ("step", "vector")
@@ -258,7 +259,10 @@ class _Measurement:
         with self._mode(), forked_generators(seed):
             hessian = self._hessian(seed)
             gradient = hessian.gradient(self.like)
-            arrays = {"loss_gradient_norm": inner(gradient, gradient).sqrt().reshape(())}
+            arrays = {
+                "numel": torch.tensor(self.layout.numel),
+                "loss_gradient_norm": inner(gradient, gradient).sqrt().reshape(()),
+            }
             arrays |= self._forms(hessian, seed)
             vectors = self._eigenpairs(hessian, seed, arrays)
             if vectors is not None:

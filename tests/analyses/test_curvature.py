@@ -145,6 +145,7 @@ def inputs(vectors=6, batches=4, pairs=2, lanczos=3, starts=1):
         "noise_along": rng.standard_normal((1, batches, pairs)),
         "noise_form": rng.standard_normal((1, batches)),
         "learning_rate": np.ones(1),
+        "numel": np.array([[10.0]]),
         "n_weights": np.array(10),
     }
 
@@ -169,3 +170,11 @@ def test_what_is_missing_is_missing(name, value, status):
     if name.startswith("noise"):
         assert np.isnan(found["aligned"][0, 0])
         assert np.isfinite(found["largest"][0, 0])
+
+
+def test_a_layer_that_holds_all_of_an_eigenvector_is_no_network():
+    found = curvature(**(inputs() | {"n_weights": np.array(11)}))
+    assert found["status"][0, 0] == Status.OK
+    assert np.isfinite(found["trace"][0, 0])
+    assert np.isnan(found["largest"][0, 0])
+    assert np.isnan(found["aligned"][0, 0])
