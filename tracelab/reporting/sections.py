@@ -250,27 +250,30 @@ def _contrasts(
     traces: Mapping[str, Trace],
 ) -> Iterator[Picture]:
     """Yield figures over the results of each trace, by whatever parameters."""
-    found: dict[str, list[xr.Dataset]] = {}
-    for results in groups:
-        for label, result in results.items():
-            found.setdefault(label, []).append(result)
     contrasts = analysis.contrasts if analysis else ()
+    found: dict[str, list[xr.Dataset]] = {}
     for index, contrast in enumerate(contrasts, start=1):
         try:
-            figure = contrast(
-                {
-                    plain_text(label): [
-                        _drawable(with_covariates(result, traces[label])) for result in each
-                    ]
-                    for label, each in found.items()
-                }
-            )
+            found = found or _covered(groups, traces)
+            figure = contrast(found)
             if figure is not None:
                 caption = str(figure.get_label() or name)
                 yield picture(figure, f"{name}-contrast-{index}", caption)
         except Exception:
             # As with the figure of one result: the page is worth more.
             logger.warning("%s: a contrast could not be drawn", name, exc_info=True)
+
+
+def _covered(
+    groups: Sequence[Mapping[str, xr.Dataset]], traces: Mapping[str, Trace]
+) -> dict[str, list[xr.Dataset]]:
+    """Return all results of each trace, with what they may be drawn against."""
+    found: dict[str, list[xr.Dataset]] = {}
+    for results in groups:
+        for label, result in results.items():
+            covered = _drawable(with_covariates(result, traces[label]))
+            found.setdefault(plain_text(label), []).append(covered)
+    return found
 
 
 def _drawable(result: xr.Dataset) -> xr.Dataset:
