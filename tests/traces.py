@@ -3,7 +3,8 @@
 import numpy as np
 
 import tracelab
-from tracelab_collectors import HessianVectors
+from tracelab.contracts import Variable
+from tracelab_collectors import Basin, HessianVectors
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
 PER_LAYER = 4
@@ -59,6 +60,45 @@ def write_hessian(writer, step, rng, scale=1.0, batches=BATCHES):
     )
 
 
+def define_basin(writer):
+    """Declare a basin, and the exits of replicas from it."""
+    writer.define("basin", kind="basin", variables=Basin().variables())
+    by_replica = ("step", "replica")
+    names = {"time": "step", "censored": "1", "criterion": "1"}
+    variables = [Variable(name, by_replica, units) for name, units in names.items()]
+    writer.define(
+        "exits", kind="exits", variables=[*variables, Variable("barrier", ("step",), "loss")]
+    )
+
+
+def write_basin(writer, step, rng, scale=1.0, batches=BATCHES):
+    """Append a quadratic basin with Gaussian noise, and exits at a constant rate over .4."""
+    curvature, heights = np.array([0.3, 0.1]), np.array([0.05, 0.2, 0.8])
+    writer.append(
+        "basin",
+        step=step,
+        memory=1.0,
+        median_step=0.1,
+        loss=0.5,
+        eigenvalue=curvature,
+        residual=np.full(2, 1e-6),
+        gradient_along=np.zeros(2),
+        noise_along=scale * 0.5 * rng.standard_normal((batches, 2)),
+        noise_squared_norm=scale * rng.exponential(0.08, batches),
+        quadratic_rise=heights,
+        profile_loss=0.5 + np.broadcast_to(heights[:, None], (2, 3, 2)),
+        noise_form=scale * rng.exponential(0.016, max(batches // 2, 1)),
+    )
+    writer.append(
+        "exits",
+        step=step,
+        time=np.ceil(rng.exponential(60, 12)),
+        censored=np.zeros(12),
+        criterion=np.full(12, 2.0),
+        barrier=0.4,
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -75,6 +115,10 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         curved = np.random.default_rng(seed + 1)
         for step in steps:
             write_hessian(writer, step, curved)
+        define_basin(writer)
+        left = np.random.default_rng(seed + 2)
+        for step in steps:
+            write_basin(writer, step, left)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
         for step in range(distances):

@@ -45,7 +45,7 @@ class Address:
     Parameters
     ----------
     rows : ndarray of int64, shape (step,)
-        Rows of the plan's steps, increasing.
+        Rows of the plan's steps, increasing; -1 for steps that a group of optional inputs has not.
     layers : ndarray of int64, shape (label,)
         Positions of the plan's labels along ``layer``; -1 for the network.
     count : int
@@ -70,7 +70,8 @@ def address(
     positions = {name: position for position, name in enumerate(names)}
     layers = [positions[label] if names and label != NETWORK else -1 for label in labels]
     rows = np.searchsorted(recorded, steps)
-    return Address(rows, np.asarray(layers, dtype=np.int64), len(names), None)
+    there = np.append(recorded, -1)[rows] == steps
+    return Address(np.where(there, rows, -1), np.asarray(layers, dtype=np.int64), len(names), None)
 
 
 def spans(trace: Trace, group: str, names: Sequence[str]) -> Spans:

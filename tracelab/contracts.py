@@ -74,11 +74,16 @@ class Input:
     network : {"sum", "root_sum_square", None}
         How layers combine into the row ``network``; None where the input has no layers or the
         source combines them itself (noise samples).
+    optional : bool
+        Whether the analysis does without it: the kernel, whose default for it is None, does not
+        receive what was not recorded at all, and gets NaN at steps at which it was not. Arrays of
+        floating numbers only.
     """
 
     variable: Variable
     sources: tuple[str, ...]
     network: Literal["sum", "root_sum_square"] | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True, slots=True)

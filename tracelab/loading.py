@@ -50,7 +50,8 @@ def load(plan: Plan, piece: Block, trace: Trace) -> Iterator[tuple[Block, dict[s
     """
     samples: dict[str, _Samples] = {}
     arrays: dict[str, Array] = {}
-    for needed in plan.analysis.inputs:
+    inputs = [needed for needed in plan.analysis.inputs if needed.variable.name in plan.reads]
+    for needed in inputs:
         name = needed.variable.name
         if plan.reads[name].kind == "noise":
             samples[name] = _Samples(plan, plan.reads[name], piece, trace)
@@ -61,7 +62,7 @@ def load(plan: Plan, piece: Block, trace: Trace) -> Iterator[tuple[Block, dict[s
         return
     for cell in cells(plan, piece):
         taken = {}
-        for needed in plan.analysis.inputs:
+        for needed in inputs:
             name = needed.variable.name
             if name in samples:
                 taken[name] = _ordered(needed, samples[name].cell(cell))
@@ -109,11 +110,29 @@ def _array(plan: Plan, needed: Input, piece: Block, trace: Trace) -> Array:
     layers = there.layers[piece.left : piece.right]
     stored = trace.stored(read.group)
     if read.kind == "field":
-        array, dims = _field(stored[read.array], rows, layers, there, needed)
+        array, dims = _with_gaps(stored[read.array], rows, layers, there, needed)
     else:
         array, dims = _squared(stored, read, rows, layers, there, trace)
     order = [dims.index(dim) for dim in needed.variable.dims]
     return np.ascontiguousarray(array.transpose(order), dtype=dtype)
+
+
+def _with_gaps(
+    stored: Stored, rows: IntArray, layers: IntArray, there: Address, needed: Input
+) -> tuple[Array, tuple[str, ...]]:
+    """Return what `_field` does, with NaN at steps that are not recorded."""
+    present = rows >= 0
+    if present.all():
+        return _field(stored, rows, layers, there, needed)
+    wanted = {"step": rows.size, "layer": layers.size}
+    sizes = zip(stored.dims, stored.shape, strict=True)
+    out = np.full([wanted.get(dim, size) for dim, size in sizes], np.nan)
+    if present.any():
+        found, _ = _field(stored, rows[present], layers, there, needed)
+        np.moveaxis(out, stored.dims.index("step"), 0)[present] = np.moveaxis(
+            found, stored.dims.index("step"), 0
+        )
+    return out, stored.dims
 
 
 def _field(

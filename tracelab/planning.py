@@ -152,22 +152,27 @@ def plan(
     groups: dict[str, str] = {}
     sources: dict[str, str] = {}
     for needed in analysis.inputs:
-        source, group = _locate(needed, trace, analysis, parameters.get("group", "auto"))
+        try:
+            source, group = _locate(needed, trace, analysis, parameters.get("group", "auto"))
+        except NotRecordedError:
+            if needed.optional:
+                continue
+            raise
         sources[needed.variable.name] = source
-        if group is not None:
-            groups[source] = group
-    datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values())}
-    for needed in analysis.inputs:
+        groups[source] = group
+    taken = [needed for needed in analysis.inputs if needed.variable.name in sources]
+    for needed in taken:
         _check_units(needed, sources[needed.variable.name], groups, trace, analysis)
     reads = {
         needed.variable.name: _read(needed, sources, groups, trace, parameters, seed)
-        for needed in analysis.inputs
+        for needed in taken
     }
-    names = {
-        name: [str(label) for label in dataset["layer"].values] if "layer" in dataset else []
-        for name, dataset in datasets.items()
+    datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values())}
+    names = {name: _layers(name, datasets[name], reads, trace) for name in datasets}
+    needing = {
+        groups[sources[needed.variable.name]]: None for needed in taken if not needed.optional
     }
-    first, *others = datasets
+    first, *others = needing
     layered = [labels for labels in names.values() if labels]
     # Groups without layers hold what is the same for all.
     labels = [
@@ -214,6 +219,14 @@ def plan(
         seed=seed,
         run=trace.run,
     )
+
+
+def _layers(name: str, group: xr.Dataset, reads: Mapping[str, Read], trace: Trace) -> list[str]:
+    """Return the layers of a group, none if nothing that is read of it has any."""
+    stored = trace.stored(name)
+    arrays = [stored[read.array] for read in reads.values() if read.group == name and read.array]
+    layered = any({"layer", "coordinate"} & set(array.dims) for array in arrays)
+    return [str(label) for label in group["layer"].values] if layered else []
 
 
 def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
@@ -277,7 +290,7 @@ def _kind(source: str) -> str:
     return source.split("/")[0].split("@")[0]
 
 
-def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tuple[str, str | None]:
+def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tuple[str, str]:
     if group != "auto" and set(needed.sources) & set(SAMPLES):
         return _named(group, needed, trace, analysis)
     for source in needed.sources:
@@ -298,7 +311,7 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tupl
     )
 
 
-def _named(group: str, needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str | None]:
+def _named(group: str, needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str]:
     """Return the source of a group that the user names."""
     fitting = [name for name, kind in trace.kinds.items() if kind in needed.sources]
     if group not in fitting:

@@ -111,11 +111,26 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
             },
         }
     return {
+        # A row that is there by now makes another cell of the same step.
+        "rows": {name: trace.groups[name]["step"].values.tolist() for name in _optional(plan)},
         "run": trace.identity,
         "generation": trace.attrs.get("generation", 0),
         "groups": groups,
         "sources": plan.sources,
     }
+
+
+def _optional(plan: Plan) -> list[str]:
+    """Return the groups without which the plan would do."""
+    groups = {
+        optional: {
+            plan.reads[each.variable.name].group
+            for each in plan.analysis.inputs
+            if each.variable.name in plan.reads and each.optional is optional
+        }
+        for optional in (False, True)
+    }
+    return sorted(groups[True] - groups[False])
 
 
 def _digest(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Collectors for PyTorch: what `tracelab.attach` records of a training run."""
 
+from tracelab_collectors.basin import Basin
 from tracelab_collectors.evaluation import Evaluation, misclassified
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.gradients import Gradients
@@ -12,6 +13,7 @@ from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 
 __all__ = [
+    "Basin",
     "Evaluation",
     "Examples",
     "Gradients",

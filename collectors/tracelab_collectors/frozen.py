@@ -158,6 +158,15 @@ class FrozenLoss:
             )
         return loss.detach(), gradients
 
+    def displaced(self, batch: Any, displacement: Sequence[Tensor]) -> Tensor:
+        """Return the loss of a batch at weights that are displaced, by parameter; no graph."""
+        moved = {
+            key: alias.detach() + each
+            for key, alias, each in zip(self._ids, self._wanted, displacement, strict=True)
+        }
+        with torch.no_grad():
+            return self._evaluate(batch, moved)
+
     def graph(self, batch: Any) -> tuple[Tensor, ...]:
         """Return the gradient of a batch with the graph it was computed by, for `product`.
 

@@ -18,7 +18,7 @@ from tracelab_collectors.frozen import FrozenLoss, evaluating
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
-from tracelab_collectors.products import HessianProducts, Krylov, inner, lanczos
+from tracelab_collectors.products import HessianProducts, Krylov, inner, lanczos, ritz
 from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.sketching import ARRAYS, Sketcher, sketcher
 
@@ -341,7 +341,7 @@ class _Measurement:
         )
         if not collector.top or first is None:
             return None
-        values, vectors, residuals = _ritz(first, collector.top)
+        values, vectors, residuals = ritz(first, collector.top)
         arrays["eigenvalue"], arrays["residual"] = values, residuals
         arrays["eigenvector_share"] = torch.stack(
             [inner(part.flatten(1), part.flatten(1)) for part in self._parts(vectors)], dim=1
@@ -390,22 +390,3 @@ class _Measurement:
 def _gathered(prefix: str, sketches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     names = sketches[0] if sketches else ()
     return {f"{prefix}_{name}": torch.cat([each[name] for each in sketches]) for name in names}
-
-
-def _ritz(found: Krylov, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest Ritz values, their vectors and residuals; NaN where there are fewer."""
-    taken = len(found.basis)
-    values = torch.full((top,), torch.nan, dtype=torch.float64)
-    residuals = values.clone()
-    vectors = found.basis.new_full((top, found.basis.shape[1]), torch.nan)
-    if not found.diagonal[:taken].isfinite().all():
-        return values, vectors, residuals
-    beside = found.beside[: taken - 1]
-    matrix = found.diagonal[:taken].diag() + beside.diag(1) + beside.diag(-1)
-    eigenvalues, directions = torch.linalg.eigh(matrix)
-    kept = min(top, taken)
-    chosen = directions.flip(1)[:, :kept]
-    values[:kept] = eigenvalues.flip(0)[:kept]
-    residuals[:kept] = (found.beside[taken - 1] * chosen[-1]).abs()
-    vectors[:kept] = chosen.T.to(found.basis) @ found.basis
-    return values, vectors, residuals

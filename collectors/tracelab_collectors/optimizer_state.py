@@ -18,7 +18,7 @@ from tracelab_collectors.moments import moments
 from tracelab_collectors.scheduled import Scheduled
 from tracelab_collectors.sketching import lack, sketcher
 
-__all__ = ["OptimizerState"]
+__all__ = ["OptimizerState", "long_run_step"]
 
 QUANTITIES = ("momentum", "second_moment", "effective_step")
 DEFAULT = (Project(256), Sample(64))
@@ -161,6 +161,48 @@ class _Reading:
 
 
 Read: TypeAlias = Callable[[Tensor, State, State], Tensor | None]
+
+
+def long_run_step(
+    optimizers: Sequence[torch.optim.Optimizer], parameter: Tensor
+) -> tuple[Tensor, float] | None:
+    """Return how far a constant gradient of 1 moves each coordinate a step, and the memory for it.
+
+    The effective step of `OptimizerState` times what momentum adds up to.
+
+    Parameters
+    ----------
+    optimizers : sequence of Optimizer
+        Those that train the model.
+    parameter : Tensor
+        A layer, not sharded.
+
+    Returns
+    -------
+    step : Tensor, of the parameter's shape
+        Unit weight^2/loss.
+    memory : float
+        Steps over which gradients are averaged: 1 without momentum.
+
+        None where the optimizer's rule is not known, or it has not stepped yet.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if not any(each is parameter for each in group["params"]):
+                continue
+            state = optimizer.state.get(parameter, {})
+            step = _rule(optimizer).effective_step(parameter.detach(), state, group)
+            if step is None:
+                return None
+            betas = group.get("betas")
+            if betas is not None:
+                return step, 1 / (1 - float(betas[0]))
+            momentum = float(group.get("momentum", 0.0))
+            gain = (1 - float(group.get("dampening", 0.0))) / (1 - momentum)
+            if group.get("nesterov", False):
+                gain = 1 + momentum * gain
+            return step * (gain if momentum else 1.0), 1 / (1 - momentum)
+    return None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
 
-__all__ = ["HessianProducts", "Krylov", "inner", "lanczos"]
+__all__ = ["HessianProducts", "Krylov", "inner", "lanczos", "ritz"]
 
 # Relative to the largest coefficient so far: less than this is rounding.
 _NOTHING = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -158,3 +158,39 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> K
             return Krylov(diagonal, beside, basis[: step + 1])
         torch.div(image, beta, out=basis[step + 1])
     raise AssertionError("steps is at least 1")
+
+
+def ritz(found: Krylov, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest Ritz values, their vectors and residuals; NaN where there are fewer.
+
+    Parameters
+    ----------
+    found : Krylov
+        A recurrence.
+    top : int
+        How many.
+
+    Returns
+    -------
+    values : Tensor of float64, shape (top,)
+        Falling.
+    vectors : Tensor, shape (top, size)
+        Orthonormal.
+    residuals : Tensor of float64, shape (top,)
+        Norms of the product less the value times the vector.
+    """
+    taken = len(found.basis)
+    values = torch.full((top,), torch.nan, dtype=torch.float64)
+    residuals = values.clone()
+    vectors = found.basis.new_full((top, found.basis.shape[1]), torch.nan)
+    if not found.diagonal[:taken].isfinite().all():
+        return values, vectors, residuals
+    beside = found.beside[: taken - 1]
+    matrix = found.diagonal[:taken].diag() + beside.diag(1) + beside.diag(-1)
+    eigenvalues, directions = torch.linalg.eigh(matrix)
+    kept = min(top, taken)
+    chosen = directions.flip(1)[:, :kept]
+    values[:kept] = eigenvalues.flip(0)[:kept]
+    residuals[:kept] = (found.beside[taken - 1] * chosen[-1]).abs()
+    vectors[:kept] = chosen.T.to(found.basis) @ found.basis
+    return values, vectors, residuals

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from explicit import explicit
 from torch import Tensor, nn
 
 import tracelab
@@ -32,26 +33,6 @@ def record(net, data, path, loss, steps=1, seed=0, **options) -> None:
             for parameter in net.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
-
-
-def explicit(net, loss, batch, names=None) -> np.ndarray:
-    """The Hessian in float64, one row of the gradient's Jacobian after the other."""
-    exact = copy.deepcopy(net).double()
-    chosen = [p for name, p in exact.named_parameters() if names is None or name in names]
-    inputs = batch[0].double() if batch[0].is_floating_point() else batch[0]
-    value = loss(exact, (inputs, batch[1]))
-    gradient = torch.autograd.grad(value, chosen, create_graph=True)
-    flat = torch.cat([each.flatten() for each in gradient])
-    rows = [
-        torch.cat([
-            each.flatten()
-            for each in torch.autograd.grad(
-                entry, chosen, retain_graph=True, materialize_grads=True
-            )
-        ])
-        for entry in flat
-    ]  # fmt: skip
-    return torch.stack(rows).numpy()
 
 
 class Attention(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 import tracelab
 from tracelab_collectors import (
+    Basin,
     Evaluation,
     Examples,
     Gradients,
@@ -19,7 +20,7 @@ from tracelab_collectors import (
 )
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
-KNOWN |= {"evaluation", "hessian_vectors", "optimizer_state"}
+KNOWN |= {"basin", "evaluation", "hessian_vectors", "optimizer_state"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -58,6 +59,16 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
         found.append(LiveExamples(every=3))
     if probes:
         found += [
+            Basin(
+                every=110,
+                top=2,
+                lanczos_steps=3,
+                examples=12,
+                noise_batches=2,
+                batch_size=8,
+                noise_forms=1,
+                heights=(0.1,),
+            ),
             Examples(every=90, examples=12, mode="eval"),
             Evaluation(every=80, examples=12),
             HessianVectors(

@@ -49,6 +49,7 @@ def _described(analysis: Analysis) -> dict[str, Any]:
                 "units": needed.variable.units,
                 "sources": needed.sources,
                 "network": needed.network,
+                "optional": needed.optional,
             }
             for needed in analysis.inputs
         ],
@@ -91,7 +92,10 @@ def _text(analysis: Analysis) -> str:
                     "input": [each.variable.name for each in inputs],
                     "dims": [each.variable.dims for each in inputs],
                     "units": [each.variable.units for each in inputs],
-                    "recorded as": [" or ".join(each.sources) for each in inputs],
+                    "recorded as": [
+                        " or ".join(each.sources) + (" (if recorded)" if each.optional else "")
+                        for each in inputs
+                    ],
                 }
             ),
         ),

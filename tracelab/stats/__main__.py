@@ -8,6 +8,7 @@ import numpy as np
 from tracelab.histogram import Histogram
 from tracelab.stats import (
     dependence,
+    descent,
     histograms,
     levy,
     models,
@@ -61,3 +62,4 @@ tails.threshold(x, axis=0)
 dependence.dependence(x, axis=0)
 panel_dependence.panel_dependence(x)
 levy.exit_times(1.7, replicas=2)
+descent.exit_steps([0.5], 1.0, descent.GaussianNoise([[1.0]]), replicas=2)

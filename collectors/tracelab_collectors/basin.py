@@ -1,0 +1,352 @@
+"""Basin: curvature, noise and the loss around frozen weights, in the optimizer's own metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import InitVar, dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tracelab.contracts import Variable
+from tracelab.errors import UsageError
+from tracelab.schedule import Schedule
+from tracelab.sketch import splitmix64
+from tracelab_collectors.collector import Block, Recording, Run
+from tracelab_collectors.frozen import FrozenLoss, evaluating
+from tracelab_collectors.generators import forked_generators
+from tracelab_collectors.indexed import Indexed
+from tracelab_collectors.layout import Layout, copy_into
+from tracelab_collectors.optimizer_state import long_run_step
+from tracelab_collectors.products import HessianProducts, inner, lanczos, ritz
+from tracelab_collectors.scheduled import Scheduled, at_least
+
+__all__ = ["Basin"]
+
+_STEP = ("step",)
+_PAIR = ("step", "eigenpair")
+_ROOT = "loss^(1/2)"
+_REHEARSED = 8
+HEIGHTS = tuple(4.0**power for power in range(-4, 3))
+
+
+@dataclass(frozen=True)
+class Basin(Scheduled):
+    r"""What decides how long an optimizer stays near the weights of a step.
+
+    In the long run an optimizer moves the weights by :math:`-a \circ g` at every gradient g, with
+    a vector a of steps: the learning rate of SGD, over 1 - beta with momentum; the learning rate
+    over :math:`\sqrt{\hat v} + \epsilon` of Adam. In the coordinates :math:`z = w / \sqrt a` it is
+    therefore plain descent of rate 1, for SGD as for Adam,
+
+    .. math:: z_{t+1} = z_t - \nabla_z L - \zeta_z, \qquad
+       H_z = \sqrt a\, H \sqrt a, \qquad \zeta_z = \sqrt a \circ \zeta,
+
+    time counts steps, heights of the loss are what they were, and :math:`H_z` has no unit: above 2
+    a direction is unstable. Recorded at each step of the schedule, without a trace left in the
+    training run: the top eigenpairs of :math:`H_z`, the gradients of the mean loss and of
+    minibatches along them, and the loss itself at the places along them at which a quadratic has
+    risen by each of `heights`, on both sides.
+
+    Parameters
+    ----------
+    every, start, stop, steps, layers, exclude, name
+        As for every collector; see `tracelab_collectors.scheduled.Scheduled`.
+    top : int
+        Eigenpairs.
+    lanczos_steps : int
+        Steps of Lanczos' recurrence, from one random start.
+    examples : int, optional
+        Examples over which the loss is averaged, drawn once. None: all of the data.
+    data_batch_size : int, optional
+        Examples per piece. Default: all of them at once.
+    noise_batches : int
+        Minibatches whose gradients are measured.
+    batch_size : int
+        Examples of each, drawn with replacement: what training uses.
+    noise_forms : int
+        Of how many of them :math:`\zeta_z' H_z \zeta_z` is measured.
+    heights : sequence of float
+        Rises of the loss.
+    mode : {"eval"}, optional
+        Put the model into evaluation mode for the measurement (the default), or, with None, leave
+        it in its mode.
+
+    Raises
+    ------
+    UsageError
+        If a number is out of range, or the mode or the schedule are invalid.
+
+    Notes
+    -----
+    A row costs 2 to 2.7 gradients of `examples` for every product (`lanczos_steps` and
+    `noise_forms` of them), a forward pass for each of ``2 * top * len(heights)`` places, and
+    `noise_batches` minibatch gradients. The row is NaN where the optimizer has not stepped yet
+    (Adam at step 0) or its rule is not known; `OptimizerState` lists those that are. Weight decay
+    is no part of the loss.
+
+    References
+    ----------
+    Zhou, Feng, Ma, Xiong, Hoi, E (NeurIPS 2020), "Towards theoretically understanding why SGD
+    generalizes better than Adam in deep learning" (preconditioned noise and basins); Cohen et al.
+    (2022), "Adaptive gradient methods at the edge of stability" (the preconditioned Hessian).
+    """
+
+    every: InitVar[int | Schedule] = 1000
+    top: int = 8
+    lanczos_steps: int = 48
+    examples: int | None = 512
+    data_batch_size: int | None = None
+    noise_batches: int = 512
+    batch_size: int = 64
+    noise_forms: int = 32
+    heights: Sequence[float] = HEIGHTS
+    mode: str | None = "eval"
+    name: str = "basin"
+    kind: str = field(default="basin", init=False)
+
+    def validate(self) -> None:
+        """Check the arguments."""
+        whose = "Basin's"
+        for name in ("top", "lanczos_steps", "noise_batches", "batch_size"):
+            at_least(1, **{f"{whose} {name}": getattr(self, name)})
+        at_least(0, **{f"{whose} noise_forms": self.noise_forms})
+        for name in ("examples", "data_batch_size"):
+            if getattr(self, name) is not None:
+                at_least(1, **{f"{whose} {name}": getattr(self, name)})
+        if self.mode not in ("eval", None):
+            raise UsageError(f"{whose} mode must be 'eval' or None, got {self.mode!r}")
+        if self.top > self.lanczos_steps:
+            raise UsageError(
+                f"{whose} top={self.top} eigenpairs take at least as many lanczos_steps, got "
+                f"{self.lanczos_steps}"
+            )
+        if self.noise_forms > self.noise_batches:
+            raise UsageError(
+                f"{whose} noise_forms={self.noise_forms} exceeds noise_batches="
+                f"{self.noise_batches}, whose gradients they are of"
+            )
+        heights = tuple(map(float, self.heights))
+        rising = all(a < b for a, b in pairwise(heights))
+        if not heights or not rising or not (heights[0] > 0 and math.isfinite(heights[-1])):
+            raise UsageError(
+                f"{whose} heights must be positive and rise, got {tuple(self.heights)!r}"
+            )
+        object.__setattr__(self, "heights", heights)
+
+    def bind(self, run: Run) -> Recording:
+        """Return the recording of one run, after a product over a few examples.
+
+        Raises
+        ------
+        UsageError
+            If the run has no loss or no data, weights are sharded, or the loss has no second
+            derivative.
+        """
+        data, loss = Indexed.of_run(run, self.whose)
+        layout = self.layout(run)
+        seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
+        chosen = torch.arange(data.size)
+        if self.examples is not None and self.examples < data.size:
+            generator = torch.Generator().manual_seed(seed)
+            chosen = torch.randperm(data.size, generator=generator)[: self.examples]
+
+        def measurement(indices: Tensor, step: int) -> _Measurement:
+            parameters = {name: run.parameters[name] for name in layout.names}
+            frozen = FrozenLoss(loss, run.model, parameters)
+            row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
+            return _Measurement(self, frozen, data, indices, layout, row, run, step)
+
+        def measure(block: Block) -> dict[str, Tensor]:
+            step = int(splitmix64(seed, block.steps[0], 1)[0]) >> 2
+            return measurement(chosen, step).row()
+
+        try:
+            measurement(chosen[:_REHEARSED], seed).rehearse()
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(
+                f"{self.whose} fails on the first examples: {type(error).__name__}: {error}; the "
+                "loss must have second derivatives; leave the collector out if it has none"
+            ) from error
+        return Recording(
+            layout,
+            measure,
+            attrs={
+                "n_weights": sum(layout.numel),
+                "n_examples": len(chosen),
+                "n_data": data.size,
+                "batch_size": self.batch_size,
+                "replacement": True,
+                "mode": self.mode or "as trained",
+                "optimizers": [type(each).__name__ for each in run.optimizers],
+            },
+            variables=self.variables(),
+            probe=True,
+        )
+
+    def variables(self) -> tuple[Variable, ...]:
+        """Return what its group holds."""
+        by_batch, profile = ("step", "batch"), (*_PAIR, "height", "side")
+        found = [
+            ("memory", _STEP, "step", "steps over which gradients are averaged"),
+            ("median_step", _STEP, "weight^2/loss", "median of the steps a"),
+            ("loss", _STEP, "loss", "the mean loss"),
+            ("eigenvalue", _PAIR, "1", "largest Ritz values of H_z, falling"),
+            ("residual", _PAIR, "1", "||H_z u - eigenvalue u||"),
+            ("gradient_along", _PAIR, _ROOT, "gradient of the mean loss, along u"),
+            ("noise_along", (*by_batch, "eigenpair"), _ROOT,
+             "minibatch gradient along u, not centred"),
+            ("noise_squared_norm", by_batch, "loss", "||zeta_z||^2 about that gradient"),
+            ("quadratic_rise", ("step", "height"), "loss", "heights at which the loss was measured"),
+            ("profile_loss", profile, "loss",
+             "loss where a quadratic has risen so: behind along u, and before"),
+        ]  # fmt: skip
+        if self.noise_forms:
+            words = "zeta_z' H_z zeta_z of the first minibatches"
+            found.append(("noise_form", ("step", "formed"), "loss", words))
+        return tuple(
+            Variable(name, dims, units, "float64", words) for name, dims, units, words in found
+        )
+
+
+@dataclass(frozen=True)
+class _Measurement:
+    """What one row needs."""
+
+    collector: Basin
+    loss: FrozenLoss
+    data: Indexed
+    indices: Tensor
+    layout: Layout
+    like: Tensor
+    run: Run
+    seed: int
+
+    def rehearse(self) -> None:
+        """Multiply once, and displace the weights."""
+        with self._mode(), forked_generators(self.seed):
+            image = self._hessian()(torch.ones_like(self.like))
+            self._height(0 * image)
+
+    def row(self) -> dict[str, Tensor]:
+        """Return the arrays of one row, with a leading dimension of 1."""
+        collector = self.collector
+        found = self._roots()
+        if found is None:
+            # As wide as any other row.
+            sizes = {
+                "eigenpair": collector.top, "batch": collector.noise_batches, "side": 2,
+                "formed": collector.noise_forms, "height": len(collector.heights), "step": 1,
+            }  # fmt: skip
+            return {
+                each.name: torch.full([sizes[dim] for dim in each.dims], torch.nan)
+                for each in collector.variables()
+            }
+        roots, memory = found
+        with self._mode(), forked_generators(self.seed):
+            hessian = self._hessian()
+            gradient = hessian.gradient(self.like) * roots
+            values, vectors, residuals = self._eigenpairs(hessian, roots)
+            weights = self._where(torch.ones_like(self.like))
+            arrays = {
+                "memory": torch.tensor(memory),
+                "median_step": roots[weights].square().median(),
+                "loss": self._height(torch.zeros_like(self.like)),
+                "eigenvalue": values,
+                "residual": residuals,
+                "gradient_along": inner(vectors, gradient),
+                "quadratic_rise": torch.tensor(collector.heights, dtype=torch.float64),
+                "profile_loss": self._profile(values, vectors * roots),
+            }
+            arrays |= self._noise(hessian, gradient, roots, vectors)
+        return {name: each.double().unsqueeze(0) for name, each in arrays.items()}
+
+    def _where(self, row: Tensor) -> Tensor:
+        """Return which elements of a buffer are weights."""
+        found = torch.zeros_like(row, dtype=torch.bool)
+        for view in self.layout.views(found):
+            view.fill_(True)
+        return found
+
+    def _mode(self) -> AbstractContextManager[None]:
+        modules = [each for each in self.loss.roots if isinstance(each, torch.nn.Module)]
+        return evaluating(*modules) if self.collector.mode == "eval" else nullcontext()
+
+    def _hessian(self) -> HessianProducts:
+        piece = self.collector.data_batch_size or len(self.indices)
+        return HessianProducts(
+            self.loss, self.data, self.indices, self.layout, piece=piece, seed=self.seed
+        )
+
+    def _roots(self) -> tuple[Tensor, float] | None:
+        """Return the roots of the long-run steps, and the memory; None where they are not known."""
+        found = [
+            long_run_step(self.run.optimizers, self.run.parameters[name])
+            for name in self.layout.names
+        ]
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return None
+        steps = self.layout.flat(
+            [step for step, _ in known], dtype=self.like.dtype, device=self.like.device
+        )
+        return steps.sqrt(), max(memory for _, memory in known)
+
+    def _eigenpairs(self, hessian: HessianProducts, roots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        normal = [torch.randn(shape, generator=generator) for shape in self.layout.shapes]
+        start = self.layout.flat(normal, dtype=self.like.dtype, device=self.like.device)
+        found = lanczos(
+            lambda row: roots * hessian(roots * row), start, self.collector.lanczos_steps
+        )
+        return ritz(found, self.collector.top)
+
+    def _height(self, displacement: Tensor) -> Tensor:
+        """Return the mean loss at displaced weights."""
+        views = self.layout.views(displacement)
+        total = torch.zeros((), dtype=torch.float64)
+        pieces = self.indices.split(self.collector.data_batch_size or len(self.indices))
+        for number, piece in enumerate(pieces):
+            with forked_generators(self.seed + number):
+                found = self.loss.displaced(self.data.batch(piece), views)
+            total += found.reshape(()).double().cpu() * (len(piece) / len(self.indices))
+        return total
+
+    def _profile(self, values: Tensor, directions: Tensor) -> Tensor:
+        """Return losses along directions, (eigenpair, height, side)."""
+        heights = self.collector.heights
+        out = torch.full((len(values), len(heights), 2), torch.nan, dtype=torch.float64)
+        for pair, value in enumerate(values.tolist()):
+            if not value > 0:
+                continue
+            for place, height in enumerate(heights):
+                for side, sign in enumerate((-1.0, 1.0)):
+                    away = sign * math.sqrt(2 * height / value)
+                    out[pair, place, side] = self._height(away * directions[pair])
+        return out
+
+    def _noise(
+        self, hessian: HessianProducts, gradient: Tensor, roots: Tensor, vectors: Tensor
+    ) -> dict[str, Tensor]:
+        collector = self.collector
+        generator = torch.Generator().manual_seed(self.seed)
+        along, norms, forms = [], [], []
+        row = self.like.clone()
+        for number in range(collector.noise_batches):
+            drawn = torch.randint(self.data.size, (collector.batch_size,), generator=generator)
+            _, found = self.loss.gradient(self.data.batch(drawn))
+            copy_into(self.layout.views(row), found)
+            scaled = row * roots
+            along.append(inner(vectors, scaled))
+            noise = scaled - gradient
+            norms.append(inner(noise, noise))
+            if number < collector.noise_forms:
+                image = roots * hessian(roots * noise)
+                forms.append(inner(noise, image))
+        arrays = {"noise_along": torch.stack(along), "noise_squared_norm": torch.stack(norms)}
+        return arrays | ({"noise_form": torch.stack(forms)} if forms else {})
