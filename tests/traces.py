@@ -60,9 +60,11 @@ def write_hessian(writer, step, rng, scale=1.0, batches=BATCHES):
     )
 
 
-def define_basin(writer):
+def define_basin(writer, exits=True):
     """Declare a basin, and the exits of replicas from it."""
     writer.define("basin", kind="basin", variables=Basin().variables())
+    if not exits:
+        return
     by_replica = ("step", "replica")
     names = {"time": "step", "censored": "1", "criterion": "1"}
     variables = [Variable(name, by_replica, units) for name, units in names.items()]

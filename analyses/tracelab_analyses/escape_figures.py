@@ -69,11 +69,13 @@ def _warnings(row: xr.Dataset) -> list[str]:
         if theories.size:
             found.append(f"It does not hold that {words}: {', '.join(map(str, theories))}.")
     silent = row["theory"].values[row["theory_status"].values == int(Status.FAILED)]
-    silent = [str(each) for each in silent if each != "observed"]
-    if silent:
-        found.append(
-            f"No answer from {', '.join(silent)}: noise whose tail index is 2 has no jumps."
-        )
+    for theories, why in (
+        (("levy", "jump_measure"), "noise whose tail index is 2 has no jumps"),
+        (("diffusion",), "a direction of curvature above 2 is left without any noise"),
+    ):
+        without = [each for each in theories if each in silent]
+        if without:
+            found.append(f"No answer from {', '.join(without)}: {why}.")
     censored = int(row["n_replicas"]) - int(row["n_exits"])
     if censored:
         found.append(

@@ -196,7 +196,11 @@ def _variances(law: Law, settings: Settings) -> FloatArray:
 
 
 def _log_diffusion(basin: Basin, variance: FloatArray) -> FloatArray:
-    log_times = escape.log_diffusion_exit_time(basin.curvature, 0.5 * variance, basin.half_width)
+    stable_ones = basin.curvature < 2
+    if not stable_ones.all():
+        # What is unstable leaves by itself, at once on this scale.
+        return np.full(variance.shape[:-1], math.nan)
+    log_times = escape.log_descent_exit_time(basin.curvature, variance, basin.half_width)
     return _together(log_times)
 
 
@@ -337,7 +341,7 @@ THEORIES: Mapping[str, Callable[[Basin, Law, Settings], Prediction]] = MappingPr
 
 ``kramers``: Xie, Sato, Sugiyama (ICLR 2021), over saddles as curved as the bottom and
 with the measured covariance; the prefactor is that of the equation in Ito's sense. ``diffusion``:
-the exact mean first passage of an Ornstein-Uhlenbeck process. ``levy``: Imkeller, Pavlyukevich
+the mean first passage of an Ornstein-Uhlenbeck process that is the recursion at whole steps. ``levy``: Imkeller, Pavlyukevich
 (2006). ``jump_measure``: Zhou et al. (NeurIPS 2020), theorem 1. The others simulate the optimizer's
 recursion on the quadratic with Gaussian, with independent stable, and with recorded noise.
 """

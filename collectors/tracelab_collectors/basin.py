@@ -202,7 +202,7 @@ class Basin(Scheduled):
             ("noise_along", (*by_batch, "eigenpair"), _ROOT,
              "minibatch gradient along u, not centred"),
             ("noise_squared_norm", by_batch, "loss", "||zeta_z||^2 about that gradient"),
-            ("quadratic_rise", ("step", "height"), "loss", "heights at which the loss was measured"),
+            ("quadratic_rise", ("step", "height"), "loss", "heights where it was measured"),
             ("profile_loss", profile, "loss",
              "loss where a quadratic has risen so: behind along u, and before"),
         ]  # fmt: skip

@@ -20,6 +20,7 @@ __all__ = [
     "TruncatedOrder",
     "ellipsoid_exit_time",
     "jump_exit_time",
+    "log_descent_exit_time",
     "log_diffusion_exit_time",
     "tail_constant",
     "truncated_order",
@@ -28,6 +29,11 @@ __all__ = [
 # Where the series takes over from the asymptotic expansion, whose error is e^-z there.
 _LARGE = 40.0
 _TERMS = 400
+# By how many standard deviations of a step a boundary recedes when only whole steps are looked at:
+# -zeta(1/2) / sqrt(2 pi).
+_OVERSHOOT = 0.5825971579390106
+# A step that returns all of the way leaves no memory, and this theory no time.
+_LEAST_MEMORY = 0.05
 
 
 def _positive(name: str, value: npt.ArrayLike) -> FloatArray:
@@ -110,6 +116,52 @@ def log_diffusion_exit_time(
         near = 2 * np.log(a) - np.log(2 * d) + np.log(series)
     found: FloatArray = np.where(z < _LARGE, near, large)
     return np.where(np.isnan(z), np.nan, found)
+
+
+def log_descent_exit_time(
+    curvature: npt.ArrayLike, variance: npt.ArrayLike, half_width: npt.ArrayLike
+) -> FloatArray:
+    r"""Return the log of the mean number of steps in which noisy descent leaves an interval.
+
+    Of :math:`x_{t+1} = (1 - h) x_t - \zeta_t` with Gaussian noise of variance c, from 0 to beyond
+    :math:`\pm a`: the diffusion that is the same at whole steps (its rate is
+    :math:`-\log |1 - h|`, and its stationary variance :math:`c / (1 - (1 - h)^2)`), with the
+    boundary moved out by .5826 standard deviations of the noise within a step, because between
+    steps nobody looks.
+
+    Parameters
+    ----------
+    curvature : array_like
+        h, between 0 and 2, both excluded.
+    variance : array_like
+        c.
+    half_width : array_like
+        a.
+
+    Returns
+    -------
+    ndarray of float64
+        Natural logarithm. Within .5 % of the exact mean time for h up to .01, 3 % up to .1, 13 % at
+        .3 and a factor of 2 at .8, at heights of up to 8 of the barrier over the temperature.
+
+    Raises
+    ------
+    UsageError
+        If an argument is outside its range.
+
+    References
+    ----------
+    Siegmund, Sequential Analysis, 1985, chapter X (the correction); Broadie, Glasserman, Kou, "A
+    continuity correction for discrete barrier options", Mathematical Finance 7, 1997.
+    """
+    h = np.asarray(curvature, dtype=np.float64)
+    if not ((h > 0) & (h < 2)).all():
+        raise UsageError(f"curvature must be between 0 and 2, got {curvature!r}")
+    kept = np.maximum(np.abs(1 - h), _LEAST_MEMORY)
+    rate = -np.log(kept)
+    diffusion = rate * _positive("variance", variance) / (1 - kept**2)
+    wide = _positive("half_width", half_width) + _OVERSHOOT * np.sqrt(2 * diffusion)
+    return log_diffusion_exit_time(rate, diffusion, wide)
 
 
 def tail_constant(alpha: npt.ArrayLike, dim: int = 1) -> FloatArray:

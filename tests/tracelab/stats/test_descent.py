@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quadrature import mean_by_quadrature
 from scipy import stats
 
 from tracelab.errors import UsageError
@@ -13,16 +14,6 @@ from tracelab.stats import stable
 from tracelab.stats.descent import GaussianNoise, RecordedNoise, StableNoise, exit_steps
 
 N = 4000
-
-
-def mean_by_quadrature(density, curvature, barrier, nodes=400):
-    """Return E tau from 0 of z' = (1 - h) z - zeta: solves u(z) = 1 + int p(z, y) u(y) dy."""
-    half = math.sqrt(2 * barrier / curvature)
-    points, weights = np.polynomial.legendre.leggauss(nodes)
-    y, w = half * points, half * weights
-    kernel = density(y[None, :] - (1 - curvature) * y[:, None]) * w
-    inside = np.linalg.solve(np.eye(nodes) - kernel, np.ones(nodes))
-    return 1 + density(y) @ (w * inside)
 
 
 @pytest.mark.parametrize("curvature", [0.3, 1.0, 1.7])

@@ -5,6 +5,8 @@ from pathlib import Path
 import mpmath
 import numpy as np
 import pytest
+from quadrature import mean_by_quadrature
+from scipy import stats
 
 from tracelab.errors import UsageError
 from tracelab.stats import escape, levy
@@ -38,6 +40,20 @@ def test_diffusion_against_simulation():
     # E exp(iuL) = exp(-t |scale u|^2): a variance of 2 scale^2, D = scale^2.
     exact = float(np.exp(escape.log_diffusion_exit_time(2.0, 0.49, 1.0)))
     assert abs(found.mean - exact) < FAR * found.mean_se
+
+
+@pytest.mark.parametrize("height", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize(("h", "off"), [(0.001, 0.005), (0.01, 0.005), (0.1, 0.03), (0.3, 0.13)])
+def test_descent_against_its_integral_equation(h, off, height):
+    """What the docstring says of its error."""
+    # Temperature .2: a variance of .4, whatever the curvature.
+    exact = mean_by_quadrature(stats.norm(scale=np.sqrt(0.4)).pdf, h, 0.2 * height)
+    found = float(np.exp(escape.log_descent_exit_time(h, 0.4, np.sqrt(0.4 * height / h))))
+    assert found == pytest.approx(exact, rel=off)
+    # A step over the bottom is as good as one short of it.
+    width = np.sqrt(0.4 * height / h)
+    over = escape.log_descent_exit_time(2 - h, 0.4, width)
+    assert float(over) == pytest.approx(np.log(found), rel=1e-9)
 
 
 @pytest.mark.parametrize("row", REFERENCE["imkeller_pavlyukevich"], ids=lambda r: str(r["eps"]))
@@ -110,6 +126,8 @@ def test_units():
 def test_bad_input():
     for call, message in (
         (lambda: escape.log_diffusion_exit_time(-1.0, 1.0, 1.0), "curvature must not be negative"),
+        (lambda: escape.log_descent_exit_time(2.0, 1.0, 1.0), "curvature must be between 0 and 2"),
+        (lambda: escape.log_descent_exit_time(0.5, 0.0, 1.0), "variance must be positive"),
         (lambda: escape.log_diffusion_exit_time(1.0, 0.0, 1.0), "diffusion must be positive"),
         (lambda: escape.jump_exit_time([2.0], [1.0], [1.0], [1.0]), r"alpha must be in \(0, 2\)"),
         (lambda: escape.jump_exit_time([1.5], [1.0], [-1.0], [1.0]), "low must be positive"),
