@@ -339,9 +339,10 @@ THEORIES: Mapping[str, Callable[[Basin, Law, Settings], Prediction]] = MappingPr
 )
 """By name: a function of basin, law and settings.
 
-``kramers``: Xie, Sato, Sugiyama (ICLR 2021), over saddles as curved as the bottom and
-with the measured covariance; the prefactor is that of the equation in Ito's sense. ``diffusion``:
-the mean first passage of an Ornstein-Uhlenbeck process that is the recursion at whole steps. ``levy``: Imkeller, Pavlyukevich
-(2006). ``jump_measure``: Zhou et al. (NeurIPS 2020), theorem 1. The others simulate the optimizer's
-recursion on the quadratic with Gaussian, with independent stable, and with recorded noise.
+``kramers``: Xie, Sato, Sugiyama (ICLR 2021), over saddles as curved as the bottom and with the
+measured covariance; the prefactor is that of the equation in Ito's sense. ``diffusion``: the mean
+first passage of the Ornstein-Uhlenbeck process that is the recursion at whole steps. ``levy``:
+Imkeller, Pavlyukevich (2006). ``jump_measure``: Zhou et al. (NeurIPS 2020), theorem 1. The others
+simulate the optimizer's recursion on the quadratic with Gaussian, with independent stable, and with
+recorded noise.
 """
