@@ -3,6 +3,7 @@
 from tracelab_collectors.basin import Basin
 from tracelab_collectors.evaluation import Evaluation, misclassified
 from tracelab_collectors.examples import Examples
+from tracelab_collectors.exit_times import ExitTimes
 from tracelab_collectors.gradients import Gradients
 from tracelab_collectors.hessian_vectors import HessianVectors
 from tracelab_collectors.live_examples import LiveExamples
@@ -16,6 +17,7 @@ __all__ = [
     "Basin",
     "Evaluation",
     "Examples",
+    "ExitTimes",
     "Gradients",
     "HessianVectors",
     "LiveExamples",

@@ -232,7 +232,7 @@ def _rehearse(collector: Examples, loss: FrozenLoss, data: Indexed) -> Method:
     indices = torch.linspace(0, data.size - 1, REHEARSED).long()
     batches = [data.batch(index) for index in indices.split(1)]
     attempt = partial(_attempt, collector, loss)
-    trial = Trial.of(loss, batches, partial(attempt, "one example"))
+    trial = Trial.of(loss.roots, batches, partial(attempt, "one example"))
     for index, value in zip(indices.tolist(), trial.losses.tolist(), strict=True):
         if not math.isfinite(value):
             raise UsageError(

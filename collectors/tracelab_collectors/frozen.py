@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as trees
 
 from tracelab.errors import UsageError
 from tracelab_collectors.collector import Loss
+from tracelab_collectors.stacking import Stacked
 
-__all__ = ["Frozen", "FrozenLoss", "evaluating"]
+__all__ = ["Frozen", "FrozenLoss", "checked_mean", "evaluating"]
 
 _Result = TypeVar("_Result")
 
@@ -61,12 +61,14 @@ class Frozen:
         The model, and the functions that are modules.
     aliases : dict of int to Tensor
         The alias of each parameter, by its identity; a shared one has one alias everywhere.
+    buffers : dict of int to Tensor
+        The buffers themselves, by identity.
     """
 
     def __init__(self, model: nn.Module, *functions: Any) -> None:
         self.modules = (model, *(each for each in functions if isinstance(each, nn.Module)))
         self.aliases: dict[int, Tensor] = {}
-        self._buffers: dict[int, Tensor] = {}
+        self.buffers: dict[int, Tensor] = {}
         # Where a tensor is held, under which name, and what it is.
         self._parameter_places: list[tuple[dict[str, Any], str, Tensor]] = []
         self._buffer_places: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -78,7 +80,7 @@ class Frozen:
                     self._parameter_places.append((module._parameters, name, parameter))
             for name, buffer in module._buffers.items():
                 if buffer is not None:
-                    self._buffers[id(buffer)] = buffer
+                    self.buffers[id(buffer)] = buffer
                     self._buffer_places.append((module._buffers, name, buffer))
 
     def __call__(
@@ -86,6 +88,7 @@ class Frozen:
         function: Callable[[nn.Module, Any], _Result],
         batch: Any,
         parameters: Mapping[int, Tensor] | None = None,
+        buffers: dict[int, Tensor] | None = None,
     ) -> _Result:
         """Return ``function(model, batch)``, computed on the stand-ins.
 
@@ -97,19 +100,28 @@ class Frozen:
             Its second argument.
         parameters : mapping of int to Tensor, optional
             What stands in for a parameter, by its identity, in place of the alias.
+        buffers : dict of int to Tensor, optional
+            What stands in for the buffers, by identity, in place of copies. May be changed in
+            place, and has behind the call what that left.
         """
         aliases = self.aliases if parameters is None else {**self.aliases, **parameters}
-        clones = {key: buffer.clone() for key, buffer in self._buffers.items()}
+        kept = buffers if buffers is not None else self._copies()
         places = (*self._parameter_places, *self._buffer_places)
         try:
             for held, name, parameter in self._parameter_places:
                 held[name] = aliases[id(parameter)]
             for held, name, buffer in self._buffer_places:
-                held[name] = clones[id(buffer)]
-            return function(self._model, batch)
+                held[name] = kept[id(buffer)]
+            result = function(self._model, batch)
+            for held, name, buffer in self._buffer_places:
+                kept[id(buffer)] = held[name]
+            return result
         finally:
             for held, name, tensor in places:
                 held[name] = tensor
+
+    def _copies(self) -> dict[int, Tensor]:
+        return {key: buffer.clone() for key, buffer in self.buffers.items()}
 
 
 class FrozenLoss:
@@ -224,23 +236,11 @@ class FrozenLoss:
         Exception
             Whatever `torch.func.vmap` raises where it cannot take the model.
         """
-        flat = [trees.tree_flatten(batch) for batch in batches]
-        leaves, structure = flat[0]
-        stacked: dict[int, Tensor] = {}
-        for place, column in enumerate(zip(*(found for found, _ in flat), strict=True)):
-            if all(isinstance(leaf, Tensor) for leaf in column):
-                if len({(leaf.shape, leaf.dtype) for leaf in column}) > 1:
-                    raise ValueError("batches differ in shape")
-                stacked[place] = torch.stack(column)
-            elif any(isinstance(leaf, Tensor) or leaf != column[0] for leaf in column):
-                raise ValueError("batches differ in what is no tensor")
-        if any(other != structure for _, other in flat):
-            raise ValueError("batches differ in structure")
+        stacked = Stacked.of(batches)
 
         def loss_of(wanted: Sequence[Tensor], varying: Mapping[int, Tensor]) -> Tensor:
-            own = [varying.get(place, leaf) for place, leaf in enumerate(leaves)]
-            batch = trees.tree_unflatten(own, structure)
-            return self._evaluate(batch, dict(zip(self._ids, wanted, strict=True))).reshape(())
+            own = dict(zip(self._ids, wanted, strict=True))
+            return self._evaluate(stacked.batch(varying), own).reshape(())
 
         wanted = [alias.detach() for alias in self._wanted]
         gradient_and_loss = torch.func.grad_and_value(loss_of)
@@ -249,14 +249,24 @@ class FrozenLoss:
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             found, losses = torch.func.vmap(
                 gradient_and_loss, in_dims=(None, 0), randomness=randomness
-            )(wanted, stacked)
+            )(wanted, stacked.tensors)
         return losses.detach(), tuple(each.detach() for each in found)
 
     def _evaluate(self, batch: Any, parameters: Mapping[int, Tensor] | None = None) -> Tensor:
-        loss = self._frozen(self._loss, batch, parameters)
-        if loss.numel() != 1:
-            raise UsageError(
-                "loss(model, batch) must return the scalar mean loss, got a tensor of shape "
-                f"{tuple(loss.shape)}; take its mean"
-            )
-        return loss
+        return checked_mean(self._frozen(self._loss, batch, parameters))
+
+
+def checked_mean(loss: Tensor) -> Tensor:
+    """Return what a loss gave for a batch.
+
+    Raises
+    ------
+    UsageError
+        If it is no scalar.
+    """
+    if loss.numel() != 1:
+        raise UsageError(
+            "loss(model, batch) must return the scalar mean loss, got a tensor of shape "
+            f"{tuple(loss.shape)}; take its mean"
+        )
+    return loss

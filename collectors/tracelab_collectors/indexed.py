@@ -26,10 +26,14 @@ class Indexed:
         Indices, an int64 tensor on the CPU, to the batch that the loss takes.
     size : int
         Number of examples.
+    by_item : bool
+        Whether a batch is its items, collated: then those of several batches are these batches
+        in a row.
     """
 
     batch: Callable[[Tensor], Any]
     size: int
+    by_item: bool = False
 
     @classmethod
     def of_run(cls, run: Run, whose: str) -> tuple[Indexed, Loss]:
@@ -85,7 +89,8 @@ class Indexed:
             raise UsageError("data holds no example; give a dataset that does")
         if not indexed:
             return cls(data, count)
-        return cls(lambda indices: _to(_items(data, indices), device), count)
+        by_item = type(data) is TensorDataset or not hasattr(data, "__getitems__")
+        return cls(lambda indices: _to(_items(data, indices), device), count, by_item)
 
 
 def _items(data: Any, indices: Tensor) -> Any:

@@ -246,7 +246,7 @@ def _method(loss: FrozenLoss, examples: Indexed, batch_size: int) -> Method:
         # Several gradients of a large network would be more than there is memory for.
         if not is_small(partial(loss.gradient, next(batches))):
             return "loop"
-        trial = Trial.of(loss, list(batches))
+        trial = Trial.of(loss.roots, list(batches), loss.gradient)
     except Exception:
         # What is wrong is said when the loss is rehearsed, for all probes.
         return "loop"

@@ -61,20 +61,17 @@ class Trial:
     marked: bool
 
     @classmethod
-    def of(
-        cls, loss: FrozenLoss, batches: Sequence[Any], gradient: Gradient | None = None
-    ) -> Trial:
-        """Return what `gradient`, by default the loss's own, gives for two batches or more.
+    def of(cls, roots: Sequence[Any], batches: Sequence[Any], gradient: Gradient) -> Trial:
+        """Return what `gradient`, which runs the code of `roots`, gives for two batches or more.
 
         It may raise. What the first evaluation leaves behind is no mark: caches are filled by it.
         """
-        gradient = gradient or loss.gradient
         before, found = generator_states(), []
         held: list[Any] = []
         with FlopCounterMode(display=False) as counter:
             for batch in batches:
                 found.append(gradient(batch))
-                held = held or reached(*loss.roots)
+                held = held or reached(*roots)
         after = generator_states()
         counts = counter.get_flop_counts()["Global"]
         convolutions = sum(count for name, count in counts.items() if "conv" in str(name))
@@ -86,7 +83,7 @@ class Trial:
             convolutions // len(batches),
             before[0] != after[0],
             before[1] != after[1],
-            not unchanged(held, reached(*loss.roots)),
+            not unchanged(held, reached(*roots)),
         )
 
     @property
