@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import tracelab
 from tracelab_collectors import (
     Evaluation,
+    ExitTimes,
     Gradients,
     NoiseProbe,
     OptimizerState,
@@ -57,6 +58,7 @@ def everything() -> list:
         Statistics(quantities=("gradient", "weight", "update", "displacement")),
         OptimizerState(every=3),
         Evaluation({"all": torch.utils.data.TensorDataset(*images())}, every=4, loss=noisy_loss),
+        ExitTimes(every=7, replicas=2, batch_size=8, max_steps=3, radius=1.0, barrier=1.0),
         Statistics(every=5, layers=".*weight", name="late_statistics"),
         Gradients(sketch=(tracelab.Project(16), tracelab.Full())),
         Gradients(every=2, sketch=tracelab.Sample(8), name="sampled"),

@@ -10,6 +10,7 @@ from tracelab_collectors import (
     Basin,
     Evaluation,
     Examples,
+    ExitTimes,
     Gradients,
     HessianVectors,
     LiveExamples,
@@ -20,7 +21,7 @@ from tracelab_collectors import (
 )
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
-KNOWN |= {"basin", "evaluation", "hessian_vectors", "optimizer_state"}
+KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -71,6 +72,18 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
             ),
             Examples(every=90, examples=12, mode="eval"),
             Evaluation(every=80, examples=12),
+            ExitTimes(
+                every=130,
+                replicas=2,
+                batch_size=8,
+                max_steps=4,
+                radius=2.0,
+                barrier=1.0,
+                basin=True,
+                check_every=2,
+                examples=12,
+                descent_steps=2,
+            ),
             HessianVectors(
                 every=100,
                 vectors=2,
