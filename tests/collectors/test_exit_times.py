@@ -12,6 +12,7 @@ import pytest
 import torch
 from proofs.states import bits, generators
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import TensorDataset
 
 import tracelab
@@ -462,6 +463,9 @@ def test_the_training_run_is_untouched(mode, body, double, cross_entropy, path: 
         heard: list[str] = []
         optimizer.register_step_pre_hook(lambda *_, heard=heard: heard.append("before"))
         optimizer.register_step_post_hook(lambda *_, heard=heard: heard.append("behind"))
+        everywhere = register_optimizer_step_pre_hook(
+            lambda *_, heard=heard: heard.append("of all optimizers")
+        )
         net.out.weight.register_hook(lambda gradient, heard=heard: heard.append("gradient"))
         collector = ExitTimes(
             every=2, replicas=3, batch_size=4, max_steps=4, radius=5.0, barrier=1.0, basin=True,
@@ -476,7 +480,10 @@ def test_the_training_run_is_untouched(mode, body, double, cross_entropy, path: 
             cross_entropy(net, double[torch.randint(48, (8,))]).backward()
             optimizer.step()
             schedule.step()
-            assert heard == ["gradient", "before", "behind"] * (step + 1)
+            assert heard == [
+                "gradient", "of all optimizers", "before", "behind"
+            ] * (step + 1)  # fmt: skip
+        everywhere.remove()
         if session:
             session.detach()
         modes = [each.training for each in net.modules()]
@@ -538,6 +545,28 @@ def test_all_are_censored_and_all_leave_at_once(double, cross_entropy, tmp_path:
         }  # fmt: skip
         assert found["time"].dtype == np.float64
         assert found["censored"].dtype == found["criterion"].dtype == np.uint8
+
+
+def test_the_loss_decides_at_the_last_step_too(double, cross_entropy, tmp_path: Path) -> None:
+    """A barrier just below the rise of a loss is an exit, and one just above is none."""
+    rises = []
+    for number, share in enumerate((None, 1 - 1e-9, 1 + 1e-9)):
+        torch.manual_seed(1)
+        net = mlp().double()
+        optimizer = torch.optim.SGD(net.parameters(), lr=30.0)
+        path = tmp_path / f"{number}.zarr"
+        collector = ExitTimes(
+            steps=[0], replicas=1, batch_size=4, max_steps=3, check_every=10,
+            barrier=1e6 if share is None else share * rises[0],
+        )  # fmt: skip
+        record(net, optimizer, path, cross_entropy, double, collector)
+        with tracelab.open(path) as trace:
+            found = trace.groups["exits"].load()
+        rises.append((found["loss"].values[0, 0] - found["start_loss"].values[0]).item())
+        assert found["time"].values == [[3]]
+        expected = Criterion.LOSS if share is not None and share < 1 else 0
+        assert found["criterion"].values == [[expected]]
+    assert rises[0] > 0.1
 
 
 def test_what_is_not_finite_has_diverged(double, path: Path, group) -> None:
