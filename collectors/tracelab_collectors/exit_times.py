@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -304,6 +305,11 @@ class _Measurement:
         found |= {name: torch.tensor(each, dtype=torch.float64) for name, each in numbers.items()}
         return {name: values.unsqueeze(0) for name, values in found.items()}
 
+    @cached_property
+    def start(self) -> list[Tensor]:
+        """The weights of the start in float64."""
+        return [each.detach().double() for each in self.loss.parameters]
+
     @property
     def rate(self) -> float:
         """The learning rate of the first parameter group."""
@@ -376,8 +382,8 @@ class _Measurement:
     def _distances(self, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the distances of the recorded layers, and whether all weights are finite."""
         squares = torch.stack([
-            (now.double() - start.detach().double()).square().flatten(1).sum(1)
-            for now, start in zip(weights, self.loss.parameters, strict=True)
+            (now.double() - start).square().flatten(1).sum(1)
+            for now, start in zip(weights, self.start, strict=True)
         ])  # fmt: skip
         return squares[list(self.recorded)].sum(0).sqrt(), squares.sum(0).isfinite()
 

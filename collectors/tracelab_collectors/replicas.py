@@ -246,6 +246,7 @@ class Replicas:
         self._optimizers = [
             twin(each, stand_ins, count if self._stacked else None) for each in optimizers
         ]
+        self._closures = [needs_closure(each) for each in self._optimizers]
         self.buffers = [each.expand(count, *each.shape).clone() for each in loss.buffers]
 
     @property
@@ -265,10 +266,9 @@ class Replicas:
             self.set_gradients(found.gradients)
             return found.losses.sum()
 
-        closures = [needs_closure(each) for each in self._optimizers]
-        if not all(closures):
+        if not all(self._closures):
             evaluate()
-        for optimizer, closure in zip(self._optimizers, closures, strict=True):
+        for optimizer, closure in zip(self._optimizers, self._closures, strict=True):
             take_step(optimizer, *([evaluate] if closure else []))
         return losses[0]
 

@@ -340,6 +340,10 @@ def test_mean_exit_time_of_a_linear_recursion(path: Path, group) -> None:
     assert found.attrs["method"] == "vmap"
     assert not found["censored"].values.any()
     assert (found["distance"] > radius).all()
+    # Before a weight has moved, the loss over the examples that are drawn once.
+    once = torch.Generator().manual_seed(int(splitmix64(0, 0, 1)[0]) >> 2)
+    fixed = values[torch.randperm(len(values), generator=once)[:8]]
+    assert found["start_loss"].values == [pytest.approx(h / 2 * fixed.square().mean().item())]
     times = found["time"].values[0]
     exact = mean_exit_time(1 - rate * h, sigma, radius)
     assert 8 < exact < 40
@@ -387,9 +391,14 @@ def test_a_basin_is_left_over_the_saddle(begin, tolerance, path: Path, group) ->
     np.testing.assert_allclose(found["distance"].values[0], distance, rtol=1e-9)
 
 
-def test_one_replica_is_the_same_beside_others(double, cross_entropy, tmp_path: Path) -> None:
+def test_one_replica_is_the_same_beside_others(
+    double, cross_entropy, tmp_path: Path, monkeypatch
+) -> None:
+    """Alone, beside eight others, and after two that there is memory for at once."""
     rows = []
-    for count in (1, 9):
+    size = 8 * sum(p.numel() for p in mlp().parameters())
+    for count, memory in ((1, exit_times.MEMORY), (9, exit_times.MEMORY), (8, 13 * size)):
+        monkeypatch.setattr(exit_times, "MEMORY", memory)
         net = mlp().double()
         for parameter in net.parameters():
             nn.init.constant_(parameter, 0.1)
@@ -402,10 +411,11 @@ def test_one_replica_is_the_same_beside_others(double, cross_entropy, tmp_path: 
         record(net, optimizer, path, cross_entropy, double, collector, steps=2)
         with tracelab.open(path) as trace:
             rows.append(trace.groups["exits"].load())
-    one, many = rows
+    one, many, pairs = rows
     for name in ("time", "criterion", "distance", "loss"):
         assert one[name].shape == (1, 1)
         np.testing.assert_allclose(one[name][:, 0], many[name][:, 0], rtol=1e-9)
+        np.testing.assert_allclose(pairs[name], many[name][:, :8], rtol=1e-9)
     assert len(set(many["distance"].values[0])) == 9
 
 
