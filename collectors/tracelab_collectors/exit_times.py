@@ -95,7 +95,7 @@ class ExitTimes(Scheduled):
     descent_steps : int
         How often a step of a descent is tried; see `tracelab_collectors.basins.descend`.
     clip_norm : float, optional
-        Largest norm of a replica's gradient, over all parameters, as
+        Largest norm of a replica's gradient, over all that is trained, as
         ``torch.nn.utils.clip_grad_norm_`` has it. Give what the training loop does.
     mode : {"eval"}, optional
         Put the model into evaluation mode for all passes, or, with None (the default), leave it in
@@ -204,7 +204,9 @@ class ExitTimes(Scheduled):
 
         try:
             with self.modes(run.model, loss):
-                way = tried(loss, run.model, run.optimizers, data, self.batch_size, seed)
+                way = tried(
+                    loss, run.model, run.optimizers, data, self.batch_size, seed, self.clip_norm
+                )
         except UsageError:
             raise
         except Exception as error:

@@ -274,6 +274,12 @@ class Replicas:
 
     def set_gradients(self, gradients: Sequence[Tensor | None]) -> None:
         """Set the gradients, clipped, of shape (replica, *shape) each."""
+        if not self._stacked:
+            for parameter, gradient in zip(self._parameters, gradients, strict=True):
+                parameter.grad = None if gradient is None else gradient[0]
+            if self._clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+            return
         present = [each for each in gradients if each is not None]
         scale = None
         if self._clip_norm is not None and present:
@@ -284,8 +290,6 @@ class Replicas:
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is not None and scale is not None:
                 gradient = gradient * scale.view(-1, *[1] * (gradient.ndim - 1))
-            if gradient is not None and not self._stacked:
-                gradient = gradient[0]
             parameter.grad = gradient
 
     def take_steps(self) -> None:
@@ -310,6 +314,7 @@ def tried(
     data: Indexed,
     batch_size: int,
     seed: int,
+    clip_norm: float | None = None,
 ) -> Way:
     """Return how replicas are computed, after a step of two of them in both ways.
 
@@ -340,7 +345,7 @@ def tried(
 
     with forked_generators(seed):
         trial = Trial.of(single.roots, (0, 1), gradient)
-        crew = [Replicas(single, optimizers, 1) for _ in passes]
+        crew = [Replicas(single, optimizers, 1, clip_norm) for _ in passes]
         for each, found in zip(crew, passes, strict=True):
             each.set_gradients(found.gradients)
             if not any(map(needs_closure, optimizers)):
@@ -359,7 +364,7 @@ def tried(
             batched = ReplicaLoss(loss, model, parameters, way)
             batches = Stacked.of([data.batch(each) for each in indices])
             found = batched.gradients(weights, buffers, batches)
-            together = Replicas(batched, optimizers, 2)
+            together = Replicas(batched, optimizers, 2, clip_norm)
             together.set_gradients([
                 None if place in unused else each for place, each in enumerate(trial.gradients)
             ])  # fmt: skip

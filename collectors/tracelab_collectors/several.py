@@ -73,7 +73,7 @@ class Trial:
                 found.append(gradient(batch))
                 held = held or reached(*roots)
         after = generator_states()
-        counts = counter.get_flop_counts()["Global"]
+        counts = counter.get_flop_counts().get("Global", {})
         convolutions = sum(count for name, count in counts.items() if "conv" in str(name))
         return cls(
             batches,

@@ -648,6 +648,42 @@ def test_listed_batches_give_what_stacked_ones_do(double, cross_entropy) -> None
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+class Words(nn.Module):
+    """Numbers of words to their mean vector: no product of matrices at all."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 4, sparse=sparse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table(x).mean(1)
+
+
+def test_sparse_gradients_stay_sparse(tmp_path: Path) -> None:
+    """The same as dense ones, and an optimizer that takes no others."""
+    data = TensorDataset(torch.randint(0, 20, (50, 5)))
+    found = []
+    for sparse, make in (
+        (False, lambda p: torch.optim.SGD(p, lr=0.1)),
+        (True, lambda p: torch.optim.SGD(p, lr=0.1)),
+        (True, lambda p: torch.optim.SparseAdam(list(p), lr=0.1)),
+    ):
+        torch.manual_seed(1)
+        net = Words(sparse).double()
+        path = tmp_path / f"{len(found)}.zarr"
+        collector = ExitTimes(steps=[1], replicas=3, batch_size=4, max_steps=5, radius=100.0)
+        record(
+            net, make(net.parameters()), path, lambda m, b: m(b[0]).square().mean(), data,
+            collector, steps=2,
+        )  # fmt: skip
+        with tracelab.open(path) as trace:
+            found.append(trace.groups["exits"].load())
+    assert [each.attrs["method"] for each in found] == ["vmap", "loop", "loop"]
+    np.testing.assert_allclose(found[0]["distance"], found[1]["distance"], rtol=1e-9)
+    # Adam's first steps are of the size of the learning rate, whatever the gradient.
+    assert (found[2]["distance"] > found[1]["distance"]).all()
+
+
 class Remembering(nn.Linear):
     """Keeps what it saw, as code of users does."""
 
