@@ -361,13 +361,13 @@ def well(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
 @pytest.mark.parametrize(("begin", "tolerance"), [(-0.05, 1e-6), (-1.0, 0.01)])
 def test_a_basin_is_left_over_the_saddle(begin, tolerance, path: Path, group) -> None:
     """In one dimension: at the first step behind which the weight has the other sign."""
-    rate, replicas, most = 0.2, 16, 15
+    rate, replicas, most = 0.2, 16, 8
     slopes = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0], dtype=torch.float64)
     net = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(net.weight, begin)
     collector = ExitTimes(
         steps=[0], replicas=replicas, batch_size=4, max_steps=most, basin=True, check_every=1,
-        tolerance=tolerance, examples=None, descent_steps=60,
+        tolerance=tolerance, examples=None, descent_steps=45,
     )  # fmt: skip
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
     data = TensorDataset(slopes[:, None])
