@@ -91,7 +91,8 @@ class ExitTimes(Scheduled):
     check_every : int
         Steps between two looks at loss and basin.
     examples : int, optional
-        Examples over which that loss is averaged, drawn once. None: all of the data.
+        Examples over which that loss is averaged, drawn once, and passed as one batch. None: all of
+        the data.
     descent_steps : int
         How often a step of a descent is tried; see `tracelab_collectors.basins.descend`.
     clip_norm : float, optional

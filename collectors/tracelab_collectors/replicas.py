@@ -353,7 +353,7 @@ def tried(
         unused = [
             place
             for place, column in enumerate(zip(*(each.gradients for each in passes), strict=True))
-            if column == (None, None)
+            if all(each is None for each in column)
         ]
         loop = Way(unused=frozenset(unused))
         drew = trial.drew or trial.drew_elsewhere

@@ -391,6 +391,20 @@ def test_a_basin_is_left_over_the_saddle(begin, tolerance, path: Path, group) ->
     np.testing.assert_allclose(found["distance"].values[0], distance, rtol=1e-9)
 
 
+def test_a_convex_loss_has_one_basin(double, cross_entropy, path: Path, group) -> None:
+    """However far steps lead, and however early the descents stop."""
+    net = nn.Linear(6, 3).double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=3.0)
+    collector = ExitTimes(
+        steps=[0], replicas=6, batch_size=2, max_steps=12, basin=True, check_every=3,
+        tolerance=1e-12, descent_steps=4,
+    )  # fmt: skip
+    record(net, optimizer, path, cross_entropy, double, collector)
+    found = group("exits")
+    assert (found["criterion"] == 0).all()
+    assert (found["distance"] > 1).all()
+
+
 def test_one_replica_is_the_same_beside_others(
     double, cross_entropy, tmp_path: Path, monkeypatch
 ) -> None:
