@@ -4,7 +4,7 @@ import numpy as np
 
 import tracelab
 from tracelab.contracts import Variable
-from tracelab_collectors import Basin, HessianVectors
+from tracelab_collectors import Basin, HessianVectors, Sharpness
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
 PER_LAYER = 4
@@ -101,6 +101,37 @@ def write_basin(writer, step, rng, scale=1.0, batches=BATCHES):
     )
 
 
+def define_sharpness(writer):
+    """Declare a group of losses around the weights."""
+    writer.define("sharpness", kind="sharpness", variables=Sharpness().variables())
+
+
+def write_sharpness(writer, step, rng, scale=1.0, draws=8):
+    """Append losses around the weights: of a quadratic of trace 1, but for noise."""
+    sigma = np.array([0.1, 0.3, 1.0])
+    epsilon = np.array([1e-3, 1e-2])
+    rises = sigma[:, None] ** 2 / 2 * (1 + 0.1 * rng.standard_normal((2, 2, draws))[..., None, :])
+    noisy = np.moveaxis(rises, 1, 2) * scale
+    writer.append(
+        "sharpness",
+        step=step,
+        loss=0.5,
+        gradient_norm=scale * 0.1,
+        epsilon=epsilon,
+        box_gradient=np.full(2, scale * 0.5),
+        max_loss=0.5 + scale * 3.0 * np.broadcast_to(epsilon[:, None], (2, 2, 1)),
+        iterations=np.full((2, 2, 1), 10),
+        evaluations=np.full((2, 2, 1), 12),
+        converged=np.zeros((2, 2, 1), dtype=bool),
+        sigma=sigma,
+        noise_loss=0.5 + noisy,
+        noise_error=0.2 + noisy,
+        error=0.2,
+        radius=np.array([0.05]),
+        ascent_loss=np.full((2, 1), 0.5 + 0.01 * scale),
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -121,6 +152,9 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         left = np.random.default_rng(seed + 2)
         for step in steps:
             write_basin(writer, step, left)
+        define_sharpness(writer)
+        for step in steps:
+            write_sharpness(writer, step, curved)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
         for step in range(distances):

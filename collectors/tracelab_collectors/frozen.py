@@ -161,13 +161,31 @@ class FrozenLoss:
         self._ids = [id(parameter) for parameter in parameters.values()]
         self._wanted = [aliases[each].requires_grad_() for each in self._ids]
 
-    def gradient(self, batch: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the loss of a batch and its gradient by parameter (zero where unused)."""
+    def value(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
+        """Return the loss of a batch at other weights, one tensor for each parameter."""
+        stand_ins = dict(zip(self._ids, self._typed(weights), strict=True))
+        with torch.no_grad():
+            return self._evaluate(batch, stand_ins)
+
+    def gradient(
+        self, batch: Any, weights: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss of a batch and its gradient by parameter (zero where unused).
+
+        Parameters
+        ----------
+        batch : object
+            What the loss takes.
+        weights : sequence of Tensor, optional
+            Where, one for each parameter. Default: at the weights of now.
+        """
+        wanted, stand_ins = self._wanted, None
+        if weights is not None:
+            wanted = [each.requires_grad_() for each in self._typed(weights)]
+            stand_ins = dict(zip(self._ids, wanted, strict=True))
         with torch.enable_grad():
-            loss = self._evaluate(batch)
-            gradients = torch.autograd.grad(
-                loss, self._wanted, allow_unused=True, materialize_grads=True
-            )
+            loss = self._evaluate(batch, stand_ins)
+            gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return loss.detach(), gradients
 
     def displaced(self, batch: Any, displacement: Sequence[Tensor]) -> Tensor:
@@ -251,6 +269,11 @@ class FrozenLoss:
                 gradient_and_loss, in_dims=(None, 0), randomness=randomness
             )(wanted, stacked.tensors)
         return losses.detach(), tuple(each.detach() for each in found)
+
+    def _typed(self, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Return the weights as leaves of the parameters' own floating types."""
+        pairs = zip(weights, self._wanted, strict=True)
+        return [each.detach().to(alias.dtype) for each, alias in pairs]
 
     def _evaluate(self, batch: Any, parameters: Mapping[int, Tensor] | None = None) -> Tensor:
         return checked_mean(self._frozen(self._loss, batch, parameters))

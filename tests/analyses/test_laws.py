@@ -10,7 +10,14 @@ import pytest
 import xarray as xr
 from distributed import Client, LocalCluster
 from plans import computed
-from traces import define_basin, define_hessian, write_basin, write_hessian
+from traces import (
+    define_basin,
+    define_hessian,
+    define_sharpness,
+    write_basin,
+    write_hessian,
+    write_sharpness,
+)
 
 import tracelab
 from tracelab import cells, cutting, engine, memory, planning, registry
@@ -207,11 +214,13 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
         writer.define("noise", attrs={"batch_size": 8, "replacement": True, "n_data": 99})
         define_hessian(writer)
         define_basin(writer)
+        define_sharpness(writer)
         for step in (0,) if bad == "one step" else (0, 1):
             # What is constant has no curvature either; of one batch there are no forms enough.
             forms = {"constant": 0.0, "nan": np.nan, "inf": np.inf}.get(bad, 1.0)
             write_hessian(writer, step, rng, forms, batches)
             write_basin(writer, step, rng, forms, batches)
+            write_sharpness(writer, step, rng, forms, batches)
             writer.append("steps", step=step, learning_rate=0.1)
             writer.append("noise", step=step, sampled=values, mean_sampled=np.zeros(28))
             distance = np.full(2, np.nan if bad == "nan" else 1.0)

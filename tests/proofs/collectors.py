@@ -16,12 +16,13 @@ from tracelab_collectors import (
     LiveExamples,
     NoiseProbe,
     OptimizerState,
+    Sharpness,
     Statistics,
     Weights,
 )
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
-KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state"}
+KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state", "sharpness"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -92,6 +93,15 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
                 examples=12,
                 noise_batches=2,
                 batch_size=8,
+            ),
+            Sharpness(
+                every=110,
+                epsilons=(1e-3, 1e-2),
+                iterations=2,
+                sigmas=(0.1,),
+                draws=1,
+                examples=12,
+                corner=True,
             ),
             NoiseProbe(every=40, batches=3, batch_size=8, moments="coordinates"),
             NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
