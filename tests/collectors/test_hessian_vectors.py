@@ -16,7 +16,7 @@ from tracelab.stats import spectrum
 from tracelab.typing import Status
 from tracelab_collectors import HessianVectors
 from tracelab_collectors.attach import attach
-from tracelab_collectors.products import lanczos
+from tracelab_collectors.products import inner, lanczos
 
 
 def record(net, data, path, loss, steps=1, seed=0, **options) -> None:
@@ -240,6 +240,40 @@ def test_lanczos_ends_where_nothing_is_left():
     assert found.diagonal[3:].isnan().all()
     gram = found.basis @ found.basis.T
     torch.testing.assert_close(gram, torch.eye(3, dtype=torch.float64), atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lanczos_stays_orthonormal_where_eigenvalues_have_converged(dtype):
+    """Without full orthogonalization such a spectrum loses it after a few steps."""
+    rng = np.random.default_rng(0)
+    n, k = 300, 60
+    frame, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    values = np.geomspace(1e-6, 1, n)
+    matrix = torch.from_numpy(frame * values @ frame.T).to(dtype)
+    found = lanczos(lambda v: matrix @ v, torch.from_numpy(rng.standard_normal(n)).to(dtype), k)
+    gram = (found.basis @ found.basis.T).double() - torch.eye(k, dtype=torch.float64)
+    # A coefficient is rounded to sqrt(n) eps of the vector, what is subtracted to sqrt(k) eps, and
+    # the last pass takes away no more than it leaves: twice their sum, and as much in the Gram
+    # matrix itself.
+    assert gram.abs().max() < 4 * (np.sqrt(n) + np.sqrt(k)) * torch.finfo(dtype).eps
+    ritz = np.linalg.eigvalsh(
+        np.diag(found.diagonal) + np.diag(found.beside[:-1], 1) + np.diag(found.beside[:-1], -1)
+    )
+    assert ritz[-1] == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2**15, 2**15 + 1, 100_000])
+def test_inner_products_are_summed_in_double(size):
+    rng = np.random.default_rng(0)
+    rows, other = rng.standard_normal((3, size)), rng.standard_normal(size)
+    rows, other = torch.from_numpy(rows).float(), torch.from_numpy(other).float()
+    exact = rows.numpy().astype(np.float64) @ other.numpy().astype(np.float64)
+    found = inner(rows, other)
+    assert found.dtype == torch.float64
+    # Sums of numbers of size 1, in float64.
+    np.testing.assert_allclose(found, exact, atol=1e-15 * size)
+    squares = (rows.numpy().astype(np.float64) ** 2).sum(-1)
+    np.testing.assert_allclose(inner(rows, rows), squares, rtol=1e-12)
 
 
 def test_bad_input(data, net, cross_entropy, path):

@@ -30,6 +30,7 @@ def test_our_own_plugins_are_found_as_a_third_partys_are():
         "gaussianity",
         "noise_law",
         "noise_scale",
+        "sharpness",
         "tail_index",
         "weight_diffusion",
     }
