@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks._networks import GPT, Residual, loss
-from tracelab_collectors import HessianVectors, Sharpness
+from tracelab_collectors import HessianVectors
 from tracelab_collectors.attach import attach
 from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.indexed import Indexed
@@ -201,18 +201,16 @@ def measure(case: Case) -> list[tuple[str, list[float]]]:
         rows.append(("a product over curvlinops'", over("product", "curvlinops")))
     # As many examples in the noise's minibatches, so that a gradient is one unit everywhere.
     curved = HessianVectors(every=1, examples=None, batch_size=case.examples)
-    for collector in (curved, Sharpness(every=1, examples=None)):
-        name = f"a row of {type(collector).__name__}, in gradients"
-        rows.append((name, row(collector, case, model, data, lambda: gradient(batch))))
+    ratio = row(curved, case, model, data, lambda: gradient(batch))
+    rows.append(("a row of HessianVectors, in gradients", [ratio]))
     return rows
 
 
 def row(
     collector: Any, case: Case, model: nn.Module, data: Any, gradient: Callable[[], Any]
-) -> list[float]:
+) -> float:
     """Return the time of a whole row by default over that of a gradient of as many examples."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    ratios = []
     with (
         tempfile.TemporaryDirectory() as folder,
         attach(
@@ -224,10 +222,8 @@ def row(
             data=data,
         ),
     ):
-        for _ in range(2):
-            unit = statistics.median(seconds(gradient) for _ in range(case.rounds))
-            ratios.append(seconds(optimizer.step) / unit)
-    return ratios
+        unit = statistics.median(seconds(gradient) for _ in range(case.rounds))
+        return seconds(optimizer.step) / unit
 
 
 def main() -> None:
@@ -246,8 +242,7 @@ def main() -> None:
         print("\ncurvlinops is not installed: not compared.")
     print(
         f"\nA row of HessianVectors by default has {PRODUCTS} products and 64 gradients of "
-        "minibatches, here of as many examples. A row of Sharpness has ten searches of ten "
-        "iterations and 580 passes forward."
+        "minibatches, here of as many examples."
     )
 
 
