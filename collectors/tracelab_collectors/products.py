@@ -104,7 +104,8 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[-1] <= _BLOCK:
         return (a.double() * b.double()).sum(-1)
     blocks = zip(a.split(_BLOCK, -1), b.split(_BLOCK, -1), strict=True)
-    return reduce(torch.add, ((x.double() * y.double()).sum(-1) for x, y in blocks))
+    total: Tensor = reduce(torch.add, ((x.double() * y.double()).sum(-1) for x, y in blocks))
+    return total
 
 
 @dataclass(frozen=True)
