@@ -180,7 +180,7 @@ def recorded(tmp_path_factory):
             return nn.functional.cross_entropy(model(batch[0]), batch[1])
 
         path = tmp_path_factory.mktemp("sharpness") / "run.zarr"
-        collector = Sharpness(every=400, error=misclassified, draws=12)
+        collector = Sharpness(every=400, error=misclassified, draws=8)
         with tracelab.attach(net, optimizer, path, collectors=[collector], loss=loss, data=data):
             for step in range(401):
                 if step == 400:
