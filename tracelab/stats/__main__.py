@@ -61,5 +61,6 @@ for name in ("hill", "moment", "pickands"):
 tails.threshold(x, axis=0)
 dependence.dependence(x, axis=0)
 panel_dependence.panel_dependence(x)
-levy.exit_times(1.7, replicas=2)
+for dim in (1, 2):
+    levy.exit_times(1.7, replicas=2, dim=dim)
 descent.exit_steps([0.5], 1.0, descent.GaussianNoise([[1.0]]), replicas=2)

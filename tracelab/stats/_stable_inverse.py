@@ -44,6 +44,7 @@ __all__ = [
     "draw",
     "inverse",
     "new_key",
+    "new_keys",
     "transform",
     "words",
 ]
@@ -310,14 +311,21 @@ def words(key: NDArray[np.uint64], first: int, out: NDArray[np.uint64]) -> None:
         out[i] = z ^ (z >> np.uint64(31))
 
 
+def new_keys(count: int, rng: np.random.Generator) -> NDArray[np.uint64]:
+    """Return keys, (count, 2), from two words of a generator each."""
+    keys = rng.integers(0, 1 << 64, size=(count, 2), dtype=np.uint64)
+    for key in keys:
+        gamma = int(key[1]) | 1
+        if (gamma ^ (gamma >> 1)).bit_count() < 24:
+            # Too regular to move all bits of the state.
+            gamma ^= 0xAAAAAAAAAAAAAAAA
+        key[1] = gamma
+    return keys
+
+
 def new_key(rng: np.random.Generator) -> NDArray[np.uint64]:
     """Return a key from two words of a generator."""
-    state, gamma = (int(word) for word in rng.integers(0, 1 << 64, size=2, dtype=np.uint64))
-    gamma |= 1
-    if (gamma ^ (gamma >> 1)).bit_count() < 24:
-        # Too regular to move all bits of the state.
-        gamma ^= 0xAAAAAAAAAAAAAAAA
-    return np.array([state, gamma], dtype=np.uint64)
+    return new_keys(1, rng).reshape(2)
 
 
 def draw(tabulated: Inverse, loc: float, scale: float, n: int, rng: np.random.Generator) -> Float64:
