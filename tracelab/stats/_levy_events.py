@@ -214,7 +214,7 @@ def exits(
                     k = rung[g]
                     while room < edge[g, k + 1]:
                         k += 1
-                    while room >= edge[g, k]:
+                    while k > 0 and room >= edge[g, k]:
                         k -= 1
                 rung[g] = k
                 total += rate[g, k]
@@ -239,8 +239,10 @@ def exits(
                 for i in range(d):
                     k = rung[0] if together else rung[i]
                     room = min(x[i] - low[i], high[i] - x[i])
-                    if room < calm[i, k]:
-                        square = room * room
+                    # On its way down the well a path may come nearer.
+                    nearest = min(room, min(-low[i], high[i])) if curvature[i] > 0.0 else room
+                    if nearest < calm[i, k]:
+                        square = nearest * nearest
                         here = square * safe[i, k]
                         clear = min(clear, here)
                         square = max(square, short[i] ** 2)

@@ -53,6 +53,7 @@ def exits(
     gap = 1.0 / rate
     waits, steps = np.empty(MANY), np.empty(MANY)
     half_relaxed = 0.5 / curvature if curvature > 0.0 else math.inf
+    bottom = min(-low, high) if curvature > 0.0 else math.inf
     one = np.uint64(1)
     rung = np.uint64(0)
     strides = 0
@@ -73,11 +74,13 @@ def exits(
             room = min(x - low, high - x)
             while room < edge[rung + one]:
                 rung += one
-            while room >= edge[rung]:
+            while rung > 0 and room >= edge[rung]:
                 rung -= one
             clear, limit = math.inf, longest
-            square = room * room
-            if room < calm[rung]:
+            # On its way down the well a path may come nearer.
+            nearest = min(room, bottom)
+            square = nearest * nearest
+            if nearest < calm[rung]:
                 clear = square * safe[rung]
                 limit = max(clear, min(max(square, short) * stride[rung], relaxed))
             if rung > 0 and curvature > 0.0:

@@ -29,7 +29,7 @@ _FAR = 1024.0
 # relaxation time it takes one such part at most, as its bridge is Brownian (all in resolutions).
 _SPREAD = 1.4
 _SHORT = 0.2
-_RELAXED = 1.0
+_RELAXED = 0.6
 # So many standard deviations from the boundary it is out of reach: at rest a particle gets there
 # once in 4e14 relaxation times. Where jumps take particles out anyway, a part of them is enough.
 _CLEAR = 8.0
