@@ -85,11 +85,13 @@ def write_basin(writer, step, rng, scale=1.0, batches=BATCHES):
         eigenvalue=curvature,
         residual=np.full(2, 1e-6),
         gradient_along=np.zeros(2),
+        gradient_squared_norm=1e-6,
         noise_along=scale * 0.5 * rng.standard_normal((batches, 2)),
         noise_squared_norm=scale * rng.exponential(0.08, batches),
         quadratic_rise=heights,
         profile_loss=0.5 + np.broadcast_to(heights[:, None], (2, 3, 2)),
         noise_form=scale * rng.exponential(0.016, max(batches // 2, 1)),
+        kept=np.ones(batches),
     )
     writer.append(
         "exits",

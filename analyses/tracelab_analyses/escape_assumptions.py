@@ -27,26 +27,44 @@ UNCHECKED, HOLDS, FAILS = range(3)
 ASSUMPTIONS = {
     "quadratic": "the loss reaches the barrier within a quarter of where the quadratic does",
     "at_bottom": "the weights are within a quarter of the width of the bottom",
+    "settled": "the loss, at the slope it has, falls by less than the barrier before the exit",
     "gaussian": "Gaussian noise is not rejected (Anderson-Darling)",
     "stable": "stable noise is not rejected, and Gaussian noise is (interval of alpha below 2)",
     "independent": "directions do not jump together (ranks of absolute values)",
     "rare": "exits take ten times longer than the return to the bottom",
     "small_steps": "a step returns less than half of the way",
     "short_memory": "gradients are averaged over less than a fifth of the return",
+    "fixed_steps": "a minibatch changes the optimizer's steps by less than a fifth",
     "all_curvature": "the directions carry half of what noise meets of the curvature",
     "unclipped": "gradients are not clipped",
     "same_region": "observed replicas left over the same rise of the loss",
 }
-_CLOSED = ("at_bottom", "rare", "small_steps", "short_memory", "all_curvature", "unclipped")
+_CLOSED = (
+    "settled",
+    "at_bottom",
+    "rare",
+    "small_steps",
+    "short_memory",
+    "fixed_steps",
+    "all_curvature",
+    "unclipped",
+)
 NEEDS = {
     "kramers": ("quadratic", "gaussian", *_CLOSED),
     "diffusion": ("quadratic", "gaussian", *_CLOSED),
     "levy": ("stable", "independent", *_CLOSED),
     "jump_measure": ("quadratic", "stable", *_CLOSED),
-    "simulated_gaussian": ("quadratic", "gaussian", "all_curvature"),
-    "simulated_stable": ("quadratic", "stable", "independent", "all_curvature"),
-    "simulated_recorded": ("quadratic", "all_curvature"),
-    "observed": ("same_region",),
+    "simulated_gaussian": ("settled", "quadratic", "gaussian", "fixed_steps", "all_curvature"),
+    "simulated_stable": (
+        "settled",
+        "quadratic",
+        "stable",
+        "independent",
+        "fixed_steps",
+        "all_curvature",
+    ),
+    "simulated_recorded": ("settled", "quadratic", "fixed_steps", "all_curvature"),
+    "observed": ("settled", "same_region"),
 }
 
 

@@ -54,10 +54,12 @@ def escape_times(
     quadratic_rise: FloatArray,
     profile_loss: FloatArray,
     loss: FloatArray,
+    gradient_squared_norm: FloatArray,
     memory: FloatArray,
     median_step: FloatArray,
     seed: IntArray,
     noise_form: FloatArray | None = None,
+    kept: FloatArray | None = None,
     exit_time: FloatArray | None = None,
     exit_censored: FloatArray | None = None,
     exit_criterion: FloatArray | None = None,
@@ -86,12 +88,15 @@ def escape_times(
         Rises of the quadratic at the places of `profile_loss`.
     profile_loss : ndarray, shape (step, eigenpair, height, side)
         Loss along u.
-    loss, memory, median_step : ndarray, shape (step,)
-        Loss at the weights, steps over which gradients are averaged, median step of a weight.
+    loss, gradient_squared_norm, memory, median_step : ndarray, shape (step,)
+        Loss at the weights, what a step of descent gains there, steps over which gradients are
+        averaged, median step of a weight.
     seed : ndarray of uint64, shape (step, layer)
         Of bootstrap and simulation.
     noise_form : ndarray, shape (step, formed), optional
         Forms of the noise with the Hessian.
+    kept : ndarray, shape (step, batch), optional
+        Part of a minibatch's squared norm left by the steps that it changes.
     exit_time, exit_censored, exit_criterion : ndarray, shape (step, replica), optional
         Of the recorded replicas of the optimizer itself.
     exit_barrier : ndarray, shape (step,), optional
@@ -133,11 +138,13 @@ def escape_times(
         found = _one(
             eigenvalue[step],
             noise_along[step],
+            float(gradient_squared_norm[step]),
             quadratic_rise[step],
             profile_loss[step] - loss[step],
             float(memory[step]),
             math.inf if clip is None else clip * math.sqrt(float(median_step[step])),
             None if noise_form is None else noise_form[step],
+            None if kept is None else kept[step],
             exits,
             rise,
             settings,
@@ -160,11 +167,13 @@ class _Exits:
 def _one(
     curvature: FloatArray,
     along: FloatArray,
+    gain: float,
     height: FloatArray,
     rise: FloatArray,
     memory: float,
     clip: float,
     forms: FloatArray | None,
+    kept: FloatArray | None,
     exits: _Exits | None,
     barrier: float,
     settings: Settings,
@@ -206,12 +215,18 @@ def _one(
             met = float(np.sum(basin.curvature * np.diag(law.covariance)))
             found["curvature_share"] = share = met / float(forms.mean())
             held["all_curvature"] = HOLDS if share >= 0.5 else FAILS
+        if kept is not None and np.isfinite(kept).all():
+            # Larger gradients matter more, and change more.
+            weight = np.sum(along**2, axis=1)
+            found["kept_share"] = share = float(np.average(kept, weights=weight))
+            held["fixed_steps"] = HOLDS if share >= 0.8 else FAILS
         predictions = {name: predict(basin, law, settings) for name, predict in THEORIES.items()}
         found |= _truncated(law, basin)
     found["status"] = int(status)
     predictions["observed"] = seen
     relaxation = 1 / float(curvature[usable].min()) if usable.any() else math.nan
-    return found | _table(predictions, held, relaxation)
+    patience = barrier / gain if gain > 0 else math.inf
+    return found | _table(predictions, held, relaxation, patience)
 
 
 def _measured(
@@ -294,9 +309,16 @@ def _observed(exits: _Exits | None, confidence: float) -> tuple[Prediction, int,
 
 
 def _table(
-    predictions: Mapping[str, Prediction], held: Mapping[str, int], relaxation: float
+    predictions: Mapping[str, Prediction],
+    held: Mapping[str, int],
+    relaxation: float,
+    patience: float,
 ) -> dict[str, Array]:
-    """Return times and checks by theory."""
+    """Return times and checks by theory.
+
+    Exits are rare if they take much longer than `relaxation`, and the weights settled if the slope
+    would take longer than that, the `patience`, to make the barrier another one.
+    """
     names = list(NEEDS)
     times = {key: np.full(len(names), np.nan) for key in ("", "_low", "_high")}
     status = np.full(len(names), int(Status.FAILED), dtype=np.uint8)
@@ -306,9 +328,10 @@ def _table(
         status[i] = int(found.status)
         for suffix, value in (("", found.time), ("_low", found.low), ("_high", found.high)):
             times[suffix][i] = value
-        own = {**held, "rare": HOLDS if found.time > 10 * relaxation else FAILS}
-        if not math.isfinite(found.time):
-            own["rare"] = UNCHECKED
+        own = dict(held)
+        if math.isfinite(found.time):
+            own["rare"] = HOLDS if found.time > 10 * relaxation else FAILS
+            own["settled"] = HOLDS if found.time < patience else FAILS
         for j, assumption in enumerate(ASSUMPTIONS):
             if assumption in NEEDS[name]:
                 checks[i, j] = own[assumption]
@@ -334,9 +357,11 @@ ANALYSIS = Analysis(
         _input("quadratic_rise", ("step", "height"), "loss"),
         _input("profile_loss", ("step", "eigenpair", "height", "side"), "loss"),
         _input("loss", ("step",), "loss"),
+        _input("gradient_squared_norm", ("step",), "loss"),
         _input("memory", ("step",), "step"),
         _input("median_step", ("step",), "weight^2/loss"),
         _input("noise_form", ("step", "formed"), "loss", optional=True),
+        _input("kept", ("step", "batch"), "1", optional=True),
         _input("exit_time", ("step", "replica"), "step", "exits/time", optional=True),
         _input("exit_censored", ("step", "replica"), "1", "exits/censored", optional=True),
         _input("exit_criterion", ("step", "replica"), "1", "exits/criterion", optional=True),
@@ -365,6 +390,8 @@ ANALYSIS = Analysis(
         Variable("alpha_common", _CELL, description="one tail index for all directions"),
         Variable("curvature_share", _CELL,
                  description="part of tr(HC) that the directions carry"),
+        Variable("kept_share", _CELL,
+                 description="part of the noise left by steps that it changes; 1 for SGD"),
         Variable("truncated_jumps", _CELL,
                  description="least number of clipped steps that lead out; NaN unless clipped"),
         Variable("truncated_exponent", _CELL,

@@ -48,7 +48,9 @@ class Basin(Scheduled):
     time counts steps, heights of the loss are what they were, and :math:`H_z` has no unit: above 2
     a direction is unstable. Recorded at each step of the schedule, without a trace left in the
     training run: the top eigenpairs of :math:`H_z`, the gradients of the mean loss and of
-    minibatches along them, and the loss itself at the places along them at which a quadratic has
+    minibatches along them, what is left of each minibatch's squared norm when the second moment has
+    taken it in (``kept``: 1 for SGD, little where single minibatches make Adam cautious), and the
+    loss itself at the places along them at which a quadratic has
     risen by each of `heights`, on both sides.
 
     Parameters
@@ -196,12 +198,14 @@ class Basin(Scheduled):
             ("memory", _STEP, "step", "steps over which gradients are averaged"),
             ("median_step", _STEP, "weight^2/loss", "median of the steps a"),
             ("loss", _STEP, "loss", "the mean loss"),
+            ("gradient_squared_norm", _STEP, "loss", "of its gradient: a step's gain"),
             ("eigenvalue", _PAIR, "1", "largest Ritz values of H_z, falling"),
             ("residual", _PAIR, "1", "||H_z u - eigenvalue u||"),
             ("gradient_along", _PAIR, _ROOT, "gradient of the mean loss, along u"),
             ("noise_along", (*by_batch, "eigenpair"), _ROOT,
              "minibatch gradient along u, not centred"),
             ("noise_squared_norm", by_batch, "loss", "||zeta_z||^2 about that gradient"),
+            ("kept", by_batch, "1", "part of its squared norm left by the steps it changes"),
             ("quadratic_rise", ("step", "height"), "loss", "heights where it was measured"),
             ("profile_loss", profile, "loss",
              "loss where a quadratic has risen so: behind along u, and before"),
@@ -257,6 +261,7 @@ class _Measurement:
                 "memory": torch.tensor(memory),
                 "median_step": roots[weights].square().median(),
                 "loss": self._height(torch.zeros_like(self.like)),
+                "gradient_squared_norm": inner(gradient, gradient),
                 "eigenvalue": values,
                 "residual": residuals,
                 "gradient_along": inner(vectors, gradient),
@@ -335,7 +340,7 @@ class _Measurement:
     ) -> dict[str, Tensor]:
         collector = self.collector
         generator = torch.Generator().manual_seed(self.seed)
-        along, norms, forms = [], [], []
+        along, norms, forms, kept = [], [], [], []
         row = self.like.clone()
         for number in range(collector.noise_batches):
             drawn = torch.randint(self.data.size, (collector.batch_size,), generator=generator)
@@ -348,5 +353,20 @@ class _Measurement:
             if number < collector.noise_forms:
                 image = roots * hessian(roots * noise)
                 forms.append(inner(noise, image))
-        arrays = {"noise_along": torch.stack(along), "noise_squared_norm": torch.stack(norms)}
+            kept.append(self._kept(row, inner(scaled, scaled)))
+        arrays = {
+            "noise_along": torch.stack(along),
+            "noise_squared_norm": torch.stack(norms),
+            "kept": torch.stack(kept),
+        }
         return arrays | ({"noise_form": torch.stack(forms)} if forms else {})
+
+    def _kept(self, gradient: Tensor, before: Tensor) -> Tensor:
+        """Return a gradient's squared norm by the steps after it, over that by those before."""
+        after = []
+        for name, part in zip(self.layout.names, self.layout.views(gradient), strict=True):
+            found = long_run_step(self.run.optimizers, self.run.parameters[name], part)
+            assert found is not None
+            after.append(found[0])
+        steps = self.layout.flat(after, dtype=gradient.dtype, device=gradient.device)
+        return inner(gradient, steps * gradient) / before

@@ -164,7 +164,7 @@ Read: TypeAlias = Callable[[Tensor, State, State], Tensor | None]
 
 
 def long_run_step(
-    optimizers: Sequence[torch.optim.Optimizer], parameter: Tensor
+    optimizers: Sequence[torch.optim.Optimizer], parameter: Tensor, seen: Tensor | None = None
 ) -> tuple[Tensor, float] | None:
     """Return how far a constant gradient of 1 moves each coordinate a step, and the memory for it.
 
@@ -176,6 +176,8 @@ def long_run_step(
         Those that train the model.
     parameter : Tensor
         A layer, not sharded.
+    seen : Tensor, optional
+        A gradient of it that the second moment takes in before.
 
     Returns
     -------
@@ -191,6 +193,8 @@ def long_run_step(
             if not any(each is parameter for each in group["params"]):
                 continue
             state = optimizer.state.get(parameter, {})
+            if seen is not None:
+                state = _after(state, group, seen)
             step = _rule(optimizer).effective_step(parameter.detach(), state, group)
             if step is None:
                 return None
@@ -203,6 +207,27 @@ def long_run_step(
                 gain = 1 + momentum * gain
             return step * (gain if momentum else 1.0), 1 / (1 - momentum)
     return None
+
+
+def _after(state: State, group: State, gradient: Tensor) -> State:
+    """Return a state whose second moment has taken in one more gradient."""
+    after = dict(state)
+    square = gradient.square()
+    beta = group["betas"][1] if "betas" in group else group.get("alpha", 0.0)
+    for name in ("exp_avg_sq", "square_avg"):
+        if name in state:
+            after[name] = _number(beta) * state[name] + (1 - _number(beta)) * square
+    if "grad_avg" in state:
+        after["grad_avg"] = _number(beta) * state["grad_avg"] + (1 - _number(beta)) * gradient
+    if "max_exp_avg_sq" in state:
+        after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], after["exp_avg_sq"])
+    if "exp_inf" in state:
+        after["exp_inf"] = torch.maximum(_number(beta) * state["exp_inf"], gradient.abs())
+    if "sum" in state:
+        after["sum"] = state["sum"] + square
+    if "step" in state:
+        after["step"] = state["step"] + 1
+    return after
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def ask(noise, curvature=(0.2,), barrier=0.4, slope=0.0, seed=1, exits=None, **o
         "quadratic_rise": HEIGHTS[None],
         "profile_loss": options.pop("profile", 0.5 + rise)[None],
         "loss": np.array([0.5]),
+        "gradient_squared_norm": np.array([options.pop("gain", 1e-9)]),
         "memory": np.array([options.pop("memory", 1.0)]),
         "median_step": np.array([0.25]),
     }
@@ -157,6 +158,7 @@ def test_what_theories_assume_is_checked():
     assert held(ask(noise, [0.1, 0.08], profile=narrow), "levy", "quadratic") == UNCHECKED
     wide = 0.5 + 0.1 * np.broadcast_to(HEIGHTS[:, None], (2, HEIGHTS.size, 2))
     assert held(ask(noise, [0.1, 0.08], profile=wide), "diffusion", "quadratic") == FAILS
+    assert held(ask(noise, [0.1, 0.08], gain=1.0), "kramers", "settled") == FAILS
     hot = ask(3 * noise, [0.1, 0.08])
     assert held(hot, "diffusion", "rare") == FAILS
 

@@ -9,15 +9,14 @@ from torch import nn
 from tracelab.errors import UsageError
 from tracelab_collectors import Basin
 from tracelab_collectors.attach import attach
+from tracelab_collectors.optimizer_state import long_run_step
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, nesterov=True),
     "dampened": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8, dampening=0.3),
-    "groups": lambda p: torch.optim.SGD(
-        [{"params": list(p)[:1], "lr": 0.3}, {"params": list(p)[1:]}], lr=0.1
-    ),
+    "groups": lambda p: torch.optim.SGD([{"params": p[:1], "lr": 0.3}, {"params": p[1:]}], lr=0.1),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.7, 0.9), weight_decay=0),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
@@ -50,7 +49,7 @@ def test_metric_is_how_far_the_optimizer_moves_in_the_long_run(
     name, net, data, inputs, targets, cross_entropy, path, group
 ):
     """After 120 steps of one gradient the next step is a times it: taken from the optimizer."""
-    optimizer = OPTIMIZERS[name](net.parameters())
+    optimizer = OPTIMIZERS[name](list(net.parameters()))
     ratios = record(net, data, path, cross_entropy, optimizer, steps=120)
     a = torch.cat([each.flatten() for each in ratios]).double().numpy()
     if name == "adagrad":
@@ -63,9 +62,38 @@ def test_metric_is_how_far_the_optimizer_moves_in_the_long_run(
     values = np.linalg.eigvalsh(matrix)
     np.testing.assert_allclose(found["eigenvalue"], values[:-4:-1], rtol=3e-3)
     assert (found["residual"] < 1e-3 * values[-1]).all()
+    kept = found["kept"].values
+    if isinstance(optimizer, torch.optim.SGD):
+        np.testing.assert_allclose(kept, 1, rtol=1e-6)
+    else:
+        assert ((kept > 0) & (kept < 1.1)).all()
     beta = {"momentum": 0.8, "nesterov": 0.8, "dampened": 0.8, "adam": 0.9, "adamw": 0.7,
             "rmsprop": 0.5}.get(name, 0.0)  # fmt: skip
     assert found["memory"] == pytest.approx(1 / (1 - beta))
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "amsgrad", "adamax", "nadam", "radam", "centered"])
+def test_steps_that_have_seen_a_gradient_are_those_of_an_optimizer_that_has(name, net):
+    makers = OPTIMIZERS | {
+        "amsgrad": lambda p: torch.optim.Adam(p, amsgrad=True),
+        "adamax": torch.optim.Adamax,
+        "nadam": torch.optim.NAdam,
+        "radam": torch.optim.RAdam,
+        "centered": lambda p: torch.optim.RMSprop(p, centered=True),
+    }
+    optimizer = makers[name](list(net.parameters()))
+    layers = list(net.parameters())
+    for turn in range(9):
+        if turn == 8:
+            before = [
+                long_run_step([optimizer], layer, torch.full_like(layer, 3.0))[0].clone()
+                for layer in layers
+            ]
+        for layer in layers:
+            layer.grad = torch.full_like(layer, 3.0) if turn == 8 else torch.randn_like(layer)
+        optimizer.step()
+    for layer, found in zip(layers, before, strict=True):
+        torch.testing.assert_close(found, long_run_step([optimizer], layer)[0])
 
 
 def test_everything_in_the_metric_of_sgd_is_that_of_the_weights(
