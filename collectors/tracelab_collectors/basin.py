@@ -87,8 +87,8 @@ class Basin(Scheduled):
     A row costs 2 to 2.7 gradients of `examples` for every product (`lanczos_steps` and
     `noise_forms` of them), a forward pass for each of ``2 * top * len(heights)`` places, and
     `noise_batches` minibatch gradients. The row is NaN where the optimizer has not stepped yet
-    (Adam at step 0) or its rule is not known; `OptimizerState` lists those that are. Weight decay
-    is no part of the loss.
+    (Adam at step 0, and for a layer that never has a gradient: exclude it) or its rule is not
+    known; `OptimizerState` lists those that are. Weight decay is no part of the loss.
 
     References
     ----------
