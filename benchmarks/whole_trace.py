@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.whole_trace [--probes 500] [--of 500]``: writes a trace of so many probes of
 50 layers x 64 directions x 512 minibatches, analyses the first ``--of`` of them in a process of its
-own (``tracelab analyze --workers 2``), and deletes the trace.
+own (``tracelab analyze``, on threads), and deletes the trace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from tracelab import Project, create
 PROBES, LAYERS, DIRECTIONS, BATCHES = 500, 50, 64, 512
 ANALYSES = ("gaussianity", "tail_index")
 GOAL_SECONDS, GOAL_GIGABYTES = 240, 2
-WORKERS = 2
 
 
 def write(path: Path, probes: int) -> None:
@@ -51,8 +50,7 @@ def measured(path: Path, probes: int, of: int) -> Iterator[tuple[str, str]]:
     took = time.perf_counter() - started
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e9
     yield f"written: {probes} probes x {LAYERS} layers", f"{size:.2f} GB in {took:.0f} s"
-    # Processes: cells as small as these leave threads waiting for each other's interpreter.
-    options = ("--layers", r"block.*", "--workers", str(WORKERS))
+    options = ("--layers", r"block.*")
     total, memory, cells = 0.0, 0, 0
     for name in ANALYSES:
         # Compiled code is in its cache before the clock starts.

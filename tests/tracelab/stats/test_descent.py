@@ -91,6 +91,27 @@ def test_clipped_steps_make_a_random_walk():
     np.testing.assert_allclose(np.abs(found.places), 4, rtol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("clip", "jumps"), [(1.5, 1), (0.7, 2), (0.4, 3)])
+def test_clipped_exits_take_the_order_of_the_rate_that_theory_says(clip, jumps):
+    """Wang, Oh and Rhee (2022): steps grow like the rate to the power -(1 + (alpha - 1) l*).
+
+    x' = x - clip(rate (x + Z)) from 0 to 1, with Z of tail index 1.3: l* = ceil(1 / clip).
+    """
+    alpha, rates, logs = 1.3, np.array([0.04, 0.01]), []
+    for rate in rates:
+        noise = StableNoise([alpha], [0.4 * rate])
+        found = exit_steps(
+            [rate], 0.5 * rate, noise, clip=clip, replicas=400, max_steps=10**7, seed=4
+        )
+        assert not found.censored.any()
+        logs.append(math.log(found.times.mean()))
+    slope = -np.diff(logs)[0] / np.diff(np.log(rates))[0]
+    # 400 exponential times a rate: .05 of each log mean.
+    error = 0.05 * math.sqrt(2) / math.log(4)
+    assert slope == pytest.approx(1 + (alpha - 1) * jumps, abs=4 * error)
+
+
 def test_correlated_noise_leaves_along_its_direction():
     covariance = 0.1 * np.array([[1.0, 0.99], [0.99, 1.0]])
     found = exit_steps([0.2, 0.2], 1.0, GaussianNoise(covariance), replicas=500)
