@@ -37,6 +37,9 @@ def ask(noise, curvature=(0.2,), barrier=0.4, slope=0.0, seed=1, exits=None, **o
         "memory": np.array([options.pop("memory", 1.0)]),
         "median_step": np.array([0.25]),
     }
+    for name in ("noise_form", "kept"):
+        if name in options:
+            inputs[name] = np.asarray(options.pop(name))[None]
     if exits is not None:
         names = ("exit_time", "exit_censored", "exit_criterion")
         inputs |= {
@@ -159,6 +162,19 @@ def test_what_theories_assume_is_checked():
     wide = 0.5 + 0.1 * np.broadcast_to(HEIGHTS[:, None], (2, HEIGHTS.size, 2))
     assert held(ask(noise, [0.1, 0.08], profile=wide), "diffusion", "quadratic") == FAILS
     assert held(ask(noise, [0.1, 0.08], gain=1.0), "kramers", "settled") == FAILS
+    # Of two directions with a variance of .09 each, that is what noise meets of the curvature.
+    met = 0.09 * (0.1 + 0.08)
+    for times, found in ((1.0, HOLDS), (3.0, FAILS)):
+        forms = np.full(40, times * met)
+        row = ask(noise, [0.1, 0.08], noise_form=forms)
+        assert float(row["curvature_share"]) == pytest.approx(1 / times, rel=0.1)
+        assert held(row, "levy", "all_curvature") == found
+    assert held(fine, "levy", "all_curvature") == UNCHECKED
+    # What large minibatches lose counts for more.
+    size = np.abs(noise).max(axis=1)
+    for lost, found in ((size > 2, HOLDS), (size > 0.3, FAILS)):
+        row = ask(noise, [0.1, 0.08], kept=np.where(lost, 0.1, 1.0))
+        assert held(row, "simulated_recorded", "fixed_steps") == found
     hot = ask(3 * noise, [0.1, 0.08])
     assert held(hot, "diffusion", "rare") == FAILS
 
