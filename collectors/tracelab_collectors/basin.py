@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from itertools import pairwise
 
@@ -16,13 +15,15 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab_collectors.collector import Block, Recording, Run
-from tracelab_collectors.frozen import FrozenLoss, evaluating
+from tracelab_collectors.frozen import FrozenLoss, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.optimizer_state import long_run_step
 from tracelab_collectors.products import HessianProducts, inner, lanczos, ritz
+from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.scheduled import Scheduled, at_least
+from tracelab_collectors.surface import LossSurface
 
 __all__ = ["Basin"]
 
@@ -151,30 +152,20 @@ class Basin(Scheduled):
         data, loss = Indexed.of_run(run, self.whose)
         layout = self.layout(run)
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
-        chosen = torch.arange(data.size)
-        if self.examples is not None and self.examples < data.size:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(data.size, generator=generator)[: self.examples]
+        chosen = data.drawn(self.examples, seed)
 
         def measurement(indices: Tensor, step: int) -> _Measurement:
-            parameters = {name: run.parameters[name] for name in layout.names}
-            frozen = FrozenLoss(loss, run.model, parameters)
-            row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
-            return _Measurement(self, frozen, data, indices, layout, row, run, step)
+            frozen = FrozenLoss.of_run(run, loss, layout)
+            weights = run.weights(layout)
+            return _Measurement(self, frozen, data, indices, layout, weights, run, step)
 
         def measure(block: Block) -> dict[str, Tensor]:
             step = int(splitmix64(seed, block.steps[0], 1)[0]) >> 2
             return measurement(chosen, step).row()
 
-        try:
+        remedy = "the loss must have second derivatives; leave the collector out if it has none"
+        with refusing(self.whose, "on the first examples", remedy):
             measurement(chosen[:_REHEARSED], seed).rehearse()
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"{self.whose} fails on the first examples: {type(error).__name__}: {error}; the "
-                "loss must have second derivatives; leave the collector out if it has none"
-            ) from error
         return Recording(
             layout,
             measure,
@@ -227,15 +218,15 @@ class _Measurement:
     data: Indexed
     indices: Tensor
     layout: Layout
-    like: Tensor
+    weights: Tensor
     run: Run
     seed: int
 
     def rehearse(self) -> None:
-        """Multiply once, and displace the weights."""
-        with self._mode(), forked_generators(self.seed):
-            image = self._hessian()(torch.ones_like(self.like))
-            self._height(0 * image)
+        """Multiply once, and look at the loss."""
+        with in_mode(self.collector.mode, *self.loss.roots), forked_generators(self.seed):
+            self._hessian()(torch.ones_like(self.weights))
+            self._surface().value(self.weights)
 
     def row(self) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
@@ -252,35 +243,25 @@ class _Measurement:
                 for each in collector.variables()
             }
         roots, memory = found
-        with self._mode(), forked_generators(self.seed):
+        with in_mode(self.collector.mode, *self.loss.roots), forked_generators(self.seed):
             hessian = self._hessian()
-            gradient = hessian.gradient(self.like) * roots
+            gradient = hessian.gradient(self.weights) * roots
             values, vectors, residuals = self._eigenpairs(hessian, roots)
-            weights = self._where(torch.ones_like(self.like))
+            surface = self._surface()
+            every = torch.cat([view.flatten() for view in self.layout.views(roots)])
             arrays = {
                 "memory": torch.tensor(memory),
-                "median_step": roots[weights].square().median(),
-                "loss": self._height(torch.zeros_like(self.like)),
+                "median_step": every.square().median(),
+                "loss": torch.tensor(surface.value(self.weights), dtype=torch.float64),
                 "gradient_squared_norm": inner(gradient, gradient),
                 "eigenvalue": values,
                 "residual": residuals,
                 "gradient_along": inner(vectors, gradient),
                 "quadratic_rise": torch.tensor(collector.heights, dtype=torch.float64),
-                "profile_loss": self._profile(values, vectors * roots),
+                "profile_loss": self._profile(surface, values, vectors * roots),
             }
             arrays |= self._noise(hessian, gradient, roots, vectors)
         return {name: each.double().unsqueeze(0) for name, each in arrays.items()}
-
-    def _where(self, row: Tensor) -> Tensor:
-        """Return which elements of a buffer are weights."""
-        found = torch.zeros_like(row, dtype=torch.bool)
-        for view in self.layout.views(found):
-            view.fill_(True)
-        return found
-
-    def _mode(self) -> AbstractContextManager[None]:
-        modules = [each for each in self.loss.roots if isinstance(each, torch.nn.Module)]
-        return evaluating(*modules) if self.collector.mode == "eval" else nullcontext()
 
     def _hessian(self) -> HessianProducts:
         piece = self.collector.data_batch_size or len(self.indices)
@@ -298,31 +279,26 @@ class _Measurement:
         if len(known) < len(found):
             return None
         steps = self.layout.flat(
-            [step for step, _ in known], dtype=self.like.dtype, device=self.like.device
+            [step for step, _ in known], dtype=self.weights.dtype, device=self.weights.device
         )
         return steps.sqrt(), max(memory for _, memory in known)
 
     def _eigenpairs(self, hessian: HessianProducts, roots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         normal = [torch.randn(shape, generator=generator) for shape in self.layout.shapes]
-        start = self.layout.flat(normal, dtype=self.like.dtype, device=self.like.device)
+        start = self.layout.flat(normal, dtype=self.weights.dtype, device=self.weights.device)
         found = lanczos(
             lambda row: roots * hessian(roots * row), start, self.collector.lanczos_steps
         )
         return ritz(found, self.collector.top)
 
-    def _height(self, displacement: Tensor) -> Tensor:
-        """Return the mean loss at displaced weights."""
-        views = self.layout.views(displacement)
-        total = torch.zeros((), dtype=torch.float64)
-        pieces = self.indices.split(self.collector.data_batch_size or len(self.indices))
-        for number, piece in enumerate(pieces):
-            with forked_generators(self.seed + number):
-                found = self.loss.displaced(self.data.batch(piece), views)
-            total += found.reshape(()).double().cpu() * (len(piece) / len(self.indices))
-        return total
+    def _surface(self) -> LossSurface:
+        piece = self.collector.data_batch_size or len(self.indices)
+        return LossSurface(
+            self.loss, self.data, self.indices, self.layout, piece=piece, seed=self.seed
+        )
 
-    def _profile(self, values: Tensor, directions: Tensor) -> Tensor:
+    def _profile(self, surface: LossSurface, values: Tensor, directions: Tensor) -> Tensor:
         """Return losses along directions, (eigenpair, height, side)."""
         heights = self.collector.heights
         out = torch.full((len(values), len(heights), 2), torch.nan, dtype=torch.float64)
@@ -332,7 +308,7 @@ class _Measurement:
             for place, height in enumerate(heights):
                 for side, sign in enumerate((-1.0, 1.0)):
                     away = sign * math.sqrt(2 * height / value)
-                    out[pair, place, side] = self._height(away * directions[pair])
+                    out[pair, place, side] = surface.value(self.weights + away * directions[pair])
         return out
 
     def _noise(
@@ -341,7 +317,7 @@ class _Measurement:
         collector = self.collector
         generator = torch.Generator().manual_seed(self.seed)
         along, norms, forms, kept = [], [], [], []
-        row = self.like.clone()
+        row = self.weights.clone()
         for number in range(collector.noise_batches):
             drawn = torch.randint(self.data.size, (collector.batch_size,), generator=generator)
             _, found = self.loss.gradient(self.data.batch(drawn))

@@ -125,9 +125,7 @@ class Examples(Scheduled):
         chunk = self.chunk or as_many(layout, run.dtype)
 
         def frozen() -> FrozenLoss:
-            # The loss is bound anew: a parameter's memory can have moved since the last row.
-            parameters = {name: run.parameters[name] for name in layout.names}
-            return FrozenLoss(loss, run.model, parameters)
+            return FrozenLoss.of_run(run, loss, layout)
 
         with self._mode(run.model), forked_generators(run.seed):
             method = _rehearse(self, frozen(), data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import InitVar, dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -20,9 +20,10 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab_collectors.basins import descend, rise
 from tracelab_collectors.collector import Block, Recording, Run
-from tracelab_collectors.frozen import evaluating
+from tracelab_collectors.frozen import in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
+from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.replicas import ReplicaLoss, Replicas, tried
 from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.stacking import Listed, Stacked
@@ -185,10 +186,7 @@ class ExitTimes(Scheduled):
         data, loss = Indexed.of_run(run, self.whose)
         layout = self.layout(run)
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
-        chosen = torch.arange(data.size)
-        if self.examples is not None and self.examples < data.size:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(data.size, generator=generator)[: self.examples]
+        chosen = data.drawn(self.examples, seed)
 
         def measure(block: Block) -> dict[str, Tensor]:
             parameters = trained(run.optimizers)
@@ -203,18 +201,14 @@ class ExitTimes(Scheduled):
                 int(splitmix64(seed, block.steps[0], 1)[0]) >> 2,
             ).row()
 
-        try:
-            with self.modes(run.model, loss):
-                way = tried(
-                    loss, run.model, run.optimizers, data, self.batch_size, seed, self.clip_norm
-                )
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"{self.whose} fails at the first step of a replica: {type(error).__name__}: "
-                f"{error}; leave the collector out if model, loss or optimizer cannot be copied"
-            ) from error
+        remedy = "leave the collector out if model, loss or optimizer cannot be copied"
+        with (
+            refusing(self.whose, "at the first step of a replica", remedy),
+            in_mode(self.mode, run.model, loss),
+        ):
+            way = tried(
+                loss, run.model, run.optimizers, data, self.batch_size, seed, self.clip_norm
+            )
         return Recording(
             layout,
             measure,
@@ -239,11 +233,6 @@ class ExitTimes(Scheduled):
             variables=self.variables(),
             probe=True,
         )
-
-    def modes(self, *roots: object) -> AbstractContextManager[None]:
-        """Return what holds the modules among `roots` in the mode of all passes."""
-        modules = [each for each in roots if isinstance(each, torch.nn.Module)]
-        return evaluating(*modules) if self.mode == "eval" else nullcontext()
 
     def variables(self) -> tuple[Variable, ...]:
         """Return what its group holds."""
@@ -292,7 +281,7 @@ class _Measurement:
             "loss": torch.full((count,), torch.nan, dtype=torch.float64),
         }
         seeds = [int(each) >> 2 for each in splitmix64(self.seed, 1, count)]
-        with collector.modes(*self.loss.roots), forked_generators(self.seed):
+        with in_mode(collector.mode, *self.loss.roots), forked_generators(self.seed):
             fixed = _FixedLoss(self.loss, self.data.batch(self.chosen), len(self.chosen), self.seed)
             start = [each.detach().unsqueeze(0) for each in self.loss.parameters]
             landscape = _Landscape.of(collector, fixed, start, self.rate)

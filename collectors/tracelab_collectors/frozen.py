@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tracelab.errors import UsageError
-from tracelab_collectors.collector import Loss
+from tracelab_collectors.collector import Loss, Run
+from tracelab_collectors.layout import Layout
 from tracelab_collectors.stacking import Stacked
 
-__all__ = ["Frozen", "FrozenLoss", "checked_mean", "evaluating"]
+__all__ = ["Frozen", "FrozenLoss", "checked_mean", "evaluating", "in_mode"]
 
 _Result = TypeVar("_Result")
 
@@ -35,6 +36,12 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def in_mode(mode: str | None, *roots: Any) -> AbstractContextManager[None]:
+    """Return the context in which those that are modules are evaluated if the mode is 'eval'."""
+    modules = [each for each in roots if isinstance(each, nn.Module)]
+    return evaluating(*modules) if mode == "eval" else nullcontext()
 
 
 class Frozen:
@@ -161,6 +168,11 @@ class FrozenLoss:
         self._ids = [id(parameter) for parameter in parameters.values()]
         self._wanted = [aliases[each].requires_grad_() for each in self._ids]
 
+    @classmethod
+    def of_run(cls, run: Run, loss: Loss, layout: Layout) -> FrozenLoss:
+        """Return the loss over a run's layers, where their memory is now: it can move."""
+        return cls(loss, run.model, {name: run.parameters[name] for name in layout.names})
+
     def value(self, batch: Any, weights: Sequence[Tensor]) -> Tensor:
         """Return the loss of a batch at other weights, one tensor for each parameter."""
         stand_ins = dict(zip(self._ids, self._typed(weights), strict=True))
@@ -187,15 +199,6 @@ class FrozenLoss:
             loss = self._evaluate(batch, stand_ins)
             gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return loss.detach(), gradients
-
-    def displaced(self, batch: Any, displacement: Sequence[Tensor]) -> Tensor:
-        """Return the loss of a batch at weights that are displaced, by parameter; no graph."""
-        moved = {
-            key: alias.detach() + each
-            for key, alias, each in zip(self._ids, self._wanted, displacement, strict=True)
-        }
-        with torch.no_grad():
-            return self._evaluate(batch, moved)
 
     def graph(self, batch: Any) -> tuple[Tensor, ...]:
         """Return the gradient of a batch with the graph it was computed by, for `product`.

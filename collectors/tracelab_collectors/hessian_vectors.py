@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 
 import torch
@@ -14,11 +13,12 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import Project, Sketch, splitmix64, validate
 from tracelab_collectors.collector import Block, Recording, Run
-from tracelab_collectors.frozen import FrozenLoss, evaluating
+from tracelab_collectors.frozen import FrozenLoss, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout, copy_into
 from tracelab_collectors.products import HessianProducts, Krylov, inner, lanczos, ritz
+from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.sketching import ARRAYS, Sketcher, sketcher
 
@@ -145,15 +145,10 @@ class HessianVectors(Scheduled):
         if sketches:
             sketch = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
-        chosen = torch.arange(data.size)
-        if self.examples is not None and self.examples < data.size:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(data.size, generator=generator)[: self.examples]
+        chosen = data.drawn(self.examples, seed)
 
         def measurement(indices: Tensor) -> _Measurement:
-            # The loss is bound anew: a parameter's memory can have moved since the last time.
-            parameters = {name: run.parameters[name] for name in layout.names}
-            frozen = FrozenLoss(loss, run.model, parameters)
+            frozen = FrozenLoss.of_run(run, loss, layout)
             row = torch.zeros(layout.size, dtype=run.dtype, device=run.device)
             return _Measurement(self, frozen, data, indices, layout, sketch, row)
 
@@ -161,15 +156,9 @@ class HessianVectors(Scheduled):
             step = int(splitmix64(seed, block.steps[0], 1)[0]) >> 2
             return measurement(chosen).row(step)
 
-        try:
+        remedy = "the loss must have second derivatives; leave the collector out if it has none"
+        with refusing(self.whose, "on the first examples", remedy):
             measurement(chosen[:_REHEARSED]).product(seed)
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"{self.whose} fails on the first examples: {type(error).__name__}: {error}; the "
-                "loss must have second derivatives; leave the collector out if it has none"
-            ) from error
         return Recording(
             layout,
             measure,
@@ -256,7 +245,7 @@ class _Measurement:
 
     def row(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
-        with self._mode(), forked_generators(seed):
+        with in_mode(self.collector.mode, *self.loss.roots), forked_generators(seed):
             hessian = self._hessian(seed)
             gradient = hessian.gradient(self.like)
             arrays = {
@@ -272,12 +261,8 @@ class _Measurement:
 
     def product(self, seed: int) -> Tensor:
         """Return one product."""
-        with self._mode(), forked_generators(seed):
+        with in_mode(self.collector.mode, *self.loss.roots), forked_generators(seed):
             return self._hessian(seed)(self._signs(seed))
-
-    def _mode(self) -> AbstractContextManager[None]:
-        modules = [each for each in self.loss.roots if isinstance(each, torch.nn.Module)]
-        return evaluating(*modules) if self.collector.mode == "eval" else nullcontext()
 
     def _hessian(self, seed: int) -> HessianProducts:
         piece = self.collector.data_batch_size or len(self.indices)

@@ -57,6 +57,13 @@ class Indexed:
             )
         return cls.of(run.data, run.data_size, run.device), run.loss
 
+    def drawn(self, count: int | None, seed: int) -> Tensor:
+        """Return the indices of so many examples, drawn once; of all, in order, if None."""
+        if count is None or count >= self.size:
+            return torch.arange(self.size)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(self.size, generator=generator)[:count]
+
     @classmethod
     def of(cls, data: Any, size: int | None, device: torch.device) -> Indexed:
         """Return the examples of a map-style dataset or of a callable.

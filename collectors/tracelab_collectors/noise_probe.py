@@ -132,9 +132,7 @@ class NoiseProbe(Scheduled):
         sketch = sketcher(sketches, layout, dtype=run.dtype, device=run.device)
 
         def frozen() -> FrozenLoss:
-            # The loss is bound anew: a parameter's memory can have moved since the last probe.
-            parameters = {name: run.parameters[name] for name in layout.names}
-            return FrozenLoss(loss, run.model, parameters)
+            return FrozenLoss.of_run(run, loss, layout)
 
         with forked_generators(run.seed):
             method = _method(frozen(), examples, self.batch_size)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -13,7 +14,20 @@ from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 
-__all__ = ["rehearse_loss"]
+__all__ = ["refusing", "rehearse_loss"]
+
+
+@contextmanager
+def refusing(what: str, where: str, remedy: str) -> Iterator[None]:
+    """Turn whatever the user's code raises in the block into a UsageError that says where."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"{what} fails {where}: {type(error).__name__}: {error}; {remedy}"
+        ) from error
 
 
 def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
@@ -44,17 +58,10 @@ def rehearse_loss(run: Run, recordings: Mapping[str, Recording]) -> None:
     examples = Indexed.of(run.data, run.data_size, run.device)
     count = min(examples.size, max(sizes))
     where = f"on the first {count} examples of data"
-    with forked_generators(run.seed):
-        try:
-            frozen = FrozenLoss(run.loss, run.model, run.parameters)
-            loss, _ = frozen.gradient(examples.batch(torch.arange(count)))
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"loss(model, batch) fails {where}: {type(error).__name__}: {error}; it is called "
-                "with the model and a batch as data gives it"
-            ) from error
+    remedy = "it is called with the model and a batch as data gives it"
+    with forked_generators(run.seed), refusing("loss(model, batch)", where, remedy):
+        frozen = FrozenLoss(run.loss, run.model, run.parameters)
+        loss, _ = frozen.gradient(examples.batch(torch.arange(count)))
     value = float(loss)
     if not math.isfinite(value):
         raise UsageError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,11 +19,12 @@ from tracelab.sketch import splitmix64
 from tracelab.typing import FloatArray
 from tracelab_collectors.boxes import Climb, GaussianSpace, Space, WholeSpace, climb
 from tracelab_collectors.collector import Block, Loss, Recording, Run
-from tracelab_collectors.frozen import FrozenLoss, evaluating
+from tracelab_collectors.frozen import FrozenLoss, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
 from tracelab_collectors.products import inner
+from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.scheduled import Scheduled, at_least
 from tracelab_collectors.surface import LossSurface
 
@@ -165,41 +165,34 @@ class Sharpness(Scheduled):
             )
         dimension = min(SUBSPACE, n_weights) if self.subspace is None else self.subspace
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
-        chosen = torch.arange(data.size)
-        if self.examples is not None and self.examples < data.size:
-            generator = torch.Generator().manual_seed(seed)
-            chosen = torch.randperm(data.size, generator=generator)[: self.examples]
+        chosen = data.drawn(self.examples, seed)
         subspace = GaussianSpace(layout, dimension, seed) if dimension else None
 
         def measurement(indices: Tensor, seed: int) -> _Measurement:
-            # The loss is bound anew: a parameter's memory can have moved since the last time.
-            parameters = {name: run.parameters[name] for name in layout.names}
-
             def surface(of: Loss) -> LossSurface:
                 return LossSurface(
-                    FrozenLoss(of, run.model, parameters), data, indices, layout,
+                    FrozenLoss.of_run(run, of, layout), data, indices, layout,
                     piece=self.data_batch_size or len(indices), seed=seed,
                 )  # fmt: skip
 
-            roots = [each for each in (run.model, loss, self.error) if isinstance(each, nn.Module)]
             error = None if self.error is None else surface(_mean(self.error))
             return _Measurement(
-                self, surface(loss), error, run.weights(layout), layout, subspace, roots
+                self,
+                surface(loss),
+                error,
+                run.weights(layout),
+                layout,
+                subspace,
+                (run.model, loss, self.error),
             )
 
         def measure(block: Block) -> dict[str, Tensor]:
             step = int(splitmix64(seed, block.steps[0], 1)[0]) >> 2
             return measurement(chosen, step).row(step)
 
-        try:
+        remedy = "loss and error are called with the model and a batch as the data give it"
+        with refusing(self.whose, "on the first examples", remedy):
             measurement(chosen[:_REHEARSED], seed).rehearse(seed)
-        except UsageError:
-            raise
-        except Exception as error:
-            raise UsageError(
-                f"{self.whose} fails on the first examples: {type(error).__name__}: {error}; loss "
-                "and error are called with the model and a batch as the data give it"
-            ) from error
         return Recording(
             layout,
             measure,
@@ -256,11 +249,11 @@ class _Measurement:
     weights: Tensor
     layout: Layout
     subspace: GaussianSpace | None
-    roots: Sequence[nn.Module]
+    roots: tuple[object, ...]
 
     def rehearse(self, seed: int) -> None:
         """Compute a gradient and an error."""
-        with self._mode(), forked_generators(seed):
+        with in_mode(self.collector.mode, *self.roots), forked_generators(seed):
             self.loss.gradient(self.weights, torch.empty_like(self.weights))
             if self.error is not None:
                 self.error.value(self.weights)
@@ -268,7 +261,7 @@ class _Measurement:
     def row(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
         collector = self.collector
-        with self._mode(), forked_generators(seed):
+        with in_mode(self.collector.mode, *self.roots), forked_generators(seed):
             gradient = torch.empty_like(self.weights)
             loss = self.loss.gradient(self.weights, gradient)
             arrays = {
@@ -283,9 +276,6 @@ class _Measurement:
             arrays |= self._noise(seed)
             arrays["ascent_loss"] = self._ascent(gradient)
         return {name: values.unsqueeze(0) for name, values in arrays.items()}
-
-    def _mode(self) -> AbstractContextManager[None]:
-        return evaluating(*self.roots) if self.collector.mode == "eval" else nullcontext()
 
     def _error(self, weights: Tensor) -> float:
         return math.nan if self.error is None else self.error.value(weights)
