@@ -8,6 +8,7 @@ are its own where it is installed.
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import tempfile
 import time
@@ -236,9 +237,7 @@ def main() -> None:
                 f"{min(ratios):.2f} to {max(ratios):.2f} |",
                 flush=True,
             )
-    try:
-        import curvlinops  # noqa: F401
-    except ModuleNotFoundError:
+    if importlib.util.find_spec("curvlinops") is None:
         print("\ncurvlinops is not installed: not compared.")
     print(
         f"\nA row of HessianVectors by default has {PRODUCTS} products and 64 gradients of "

@@ -20,6 +20,7 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab_collectors.basins import descend, rise
 from tracelab_collectors.collector import Block, Recording, Run
+from tracelab_collectors.fixed_loss import EXAMPLES, FixedLoss
 from tracelab_collectors.frozen import in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
@@ -31,9 +32,8 @@ from tracelab_collectors.twins import trained
 
 __all__ = ["Criterion", "ExitTimes"]
 
-# Replicas that are computed at once have so many bytes and examples together at most.
+# Replicas that are computed at once have so many bytes together at most.
 MEMORY = 1 << 30
-EXAMPLES = 4096
 # Of weights: themselves, their gradients and squares in float64, and what passes make of them.
 COPIES = 6
 
@@ -282,7 +282,7 @@ class _Measurement:
         }
         seeds = [int(each) >> 2 for each in splitmix64(self.seed, 1, count)]
         with in_mode(collector.mode, *self.loss.roots), forked_generators(self.seed):
-            fixed = _FixedLoss(self.loss, self.data.batch(self.chosen), len(self.chosen), self.seed)
+            fixed = FixedLoss(self.loss, self.data.batch(self.chosen), len(self.chosen), self.seed)
             start = [each.detach().unsqueeze(0) for each in self.loss.parameters]
             landscape = _Landscape.of(collector, fixed, start, self.rate)
             for replicas in torch.arange(count).split(self.at_once):
@@ -381,63 +381,6 @@ class _Measurement:
 
 
 @dataclass(frozen=True)
-class _FixedLoss:
-    """The loss over the fixed examples, of many replicas; random numbers are the same every time.
-
-    Parameters
-    ----------
-    loss : ReplicaLoss
-        The loss of a batch.
-    batch : object
-        The fixed examples.
-    examples : int
-        How many.
-    seed : int
-        Of whatever random numbers the model draws.
-    """
-
-    loss: ReplicaLoss
-    batch: object
-    examples: int
-    seed: int
-
-    @property
-    def at_once(self) -> int:
-        """Replicas side by side."""
-        return max(1, EXAMPLES // self.examples) if self.loss.way.batched else 1
-
-    def losses(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> Tensor:
-        """Return the loss of each, float64, shape (replica,)."""
-        batch, found = Stacked.shared(self.batch), []
-        for rows in self._pieces(weights):
-            with forked_generators(self.seed):
-                found.append(
-                    self.loss.losses([w[rows] for w in weights], [b[rows] for b in buffers], batch)
-                )
-        return torch.cat(found)
-
-    def gradients(
-        self, weights: Sequence[Tensor], buffers: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss of each and its gradients, zero where a parameter is not used."""
-        batch, losses, gradients = Stacked.shared(self.batch), [], []
-        for rows in self._pieces(weights):
-            some = [each[rows] for each in weights]
-            with forked_generators(self.seed):
-                found = self.loss.gradients(some, [b[rows] for b in buffers], batch)
-            losses.append(found.losses)
-            gradients.append([
-                torch.zeros_like(each) if gradient is None else gradient
-                for each, gradient in zip(some, found.gradients, strict=True)
-            ])  # fmt: skip
-        return torch.cat(losses), [torch.cat(each) for each in zip(*gradients, strict=True)]
-
-    def _pieces(self, weights: Sequence[Tensor]) -> list[slice]:
-        starts = range(0, len(weights[0]), self.at_once)
-        return [slice(start, start + self.at_once) for start in starts]
-
-
-@dataclass(frozen=True)
 class _Landscape:
     """The loss over the fixed examples around the start, and what it decides.
 
@@ -445,7 +388,7 @@ class _Landscape:
     ----------
     collector : ExitTimes
         The criteria.
-    fixed : _FixedLoss
+    fixed : FixedLoss
         The loss.
     start : sequence of Tensor, shape (1, *shape)
         Weights of the start, by parameter.
@@ -458,7 +401,7 @@ class _Landscape:
     """
 
     collector: ExitTimes
-    fixed: _FixedLoss
+    fixed: FixedLoss
     start: Sequence[Tensor]
     rate: float
     start_loss: float
@@ -467,7 +410,7 @@ class _Landscape:
 
     @classmethod
     def of(
-        cls, collector: ExitTimes, fixed: _FixedLoss, start: Sequence[Tensor], rate: float
+        cls, collector: ExitTimes, fixed: FixedLoss, start: Sequence[Tensor], rate: float
     ) -> _Landscape:
         """Return the landscape around some weights."""
         buffers = [each.unsqueeze(0) for each in fixed.loss.buffers]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -193,7 +194,9 @@ class Plain:
 
     def __call__(self, w: np.ndarray) -> tuple[float, np.ndarray]:
         ends = np.cumsum([0] + [int(np.prod(shape)) for shape in self.shapes])
-        a, b, c, d = (w[i:j].reshape(s) for i, j, s in zip(ends, ends[1:], self.shapes))  # noqa: B905
+        a, b, c, d = (
+            w[i:j].reshape(s) for (i, j), s in zip(pairwise(ends), self.shapes, strict=True)
+        )
         hidden = np.tanh(self.x @ a.T + b)
         scores = hidden @ c.T + d
         logs = scores - np.log(np.exp(scores).sum(1, keepdims=True))
