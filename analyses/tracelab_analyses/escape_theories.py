@@ -18,7 +18,7 @@ from tracelab.stats import escape, levy, stable, survival
 from tracelab.stats.descent import GaussianNoise, Noise, RecordedNoise, StableNoise, exit_steps
 from tracelab.typing import BoolArray, FloatArray, Status
 
-__all__ = ["THEORIES", "Basin", "Law", "Prediction", "Settings", "mean_time", "widths"]
+__all__ = ["THEORIES", "Basin", "Law", "Prediction", "Settings", "observed", "widths"]
 
 # Random directions of jumps: the measure of an escape set is known to 1 %.
 _DIRECTIONS = 16_384
@@ -157,18 +157,10 @@ def widths(
     return found
 
 
-def mean_time(times: FloatArray, censored: BoolArray, confidence: float) -> Prediction:
-    """Return the mean exit time of replicas: Student's interval, of a constant rate if censored."""
-    n = times.size
-    if n > 1 and not censored.any():
-        mean = float(times.mean())
-        reach = float(special.stdtrit(n - 1, 0.5 + 0.5 * confidence))
-        reach *= float(times.std(ddof=1)) / math.sqrt(n)
-        return Prediction(mean, max(mean - reach, 0.0), mean + reach, Status.OK)
-    found = survival.exponential(times, censored, confidence=confidence)
-    status = Status(int(found.status))
-    time = float(found.mean) if status is Status.OK else math.nan
-    return Prediction(time, float(found.mean_low), float(found.mean_high), status)
+def observed(times: FloatArray, censored: BoolArray, confidence: float) -> Prediction:
+    """Return the mean time of replicas."""
+    found = survival.mean_time(times, censored, confidence)
+    return Prediction(found.mean, found.low, found.high, found.status)
 
 
 def _together(log_times: FloatArray) -> FloatArray:
@@ -284,7 +276,7 @@ def _simulated(
             clip=basin.clip, replicas=replicas, max_steps=settings.max_steps,
             seed=int(np.random.SeedSequence((settings.seed, branch, number)).generate_state(1)[0]),
         )  # fmt: skip
-        return mean_time(found.times, found.censored, settings.confidence)
+        return observed(found.times, found.censored, settings.confidence)
 
     found = run(noise, settings.replicas, 0)
     if found.status is not Status.OK:

@@ -35,7 +35,7 @@ from tracelab_analyses.escape_theories import (
     Law,
     Prediction,
     Settings,
-    mean_time,
+    observed,
     widths,
 )
 
@@ -304,7 +304,7 @@ def _observed(exits: _Exits | None, confidence: float) -> tuple[Prediction, int,
     censored = exits.censored[there] > 0
     over = np.isin(exits.criterion[there], _OVER) | censored
     same = HOLDS if exits.same and bool(over.all()) else FAILS
-    found = mean_time(exits.time[there], censored, confidence)
+    found = observed(exits.time[there], censored, confidence)
     return found, int(there.sum()), int((~censored).sum()), same
 
 

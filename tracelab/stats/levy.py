@@ -33,8 +33,8 @@ from tracelab.stats._levy_models import (
 )
 from tracelab.stats._stable_draws import rvs
 from tracelab.stats._stable_parameters import check_laws
-from tracelab.stats.survival import exponential
-from tracelab.typing import BoolArray, FloatArray, Status
+from tracelab.stats.survival import mean_time
+from tracelab.typing import BoolArray, FloatArray
 
 __all__ = [
     "Adam",
@@ -350,15 +350,17 @@ def exit_times(
         return times, places, censored
 
     times, places, censored = run(fineness, 0)
-    mean, se, low, high, status = _mean(times, censored, confidence)
+    found = mean_time(times, censored, confidence=confidence)
     refinement = refinement_se = math.nan
     if refine:
         coarse_times, _, coarse_censored = run(2 * fineness, 1)
-        coarse, coarse_se, *_ = _mean(coarse_times, coarse_censored, confidence)
-        refinement, refinement_se = mean - coarse, math.hypot(se, coarse_se)
+        coarse = mean_time(coarse_times, coarse_censored, confidence=confidence)
+        refinement = found.mean - coarse.mean
+        refinement_se = math.hypot(found.se, coarse.se)
     return ExitTimes(
-        mean, se, low, high, times, places, censored, refinement, refinement_se, replicas, status
-    )
+        found.mean, found.se, found.low, found.high, times, places, censored, refinement,
+        refinement_se, replicas, int(found.status),
+    )  # fmt: skip
 
 
 def paths(
@@ -409,27 +411,6 @@ def paths(
         noise == "isotropic", float(positive("step", step)), clip, np.random.default_rng(seed),
     )  # fmt: skip
     return np.stack([begin, *(next(walk)[0] for _ in range(steps))])
-
-
-def _mean(
-    times: FloatArray, censored: BoolArray, confidence: float
-) -> tuple[float, float, float, float, int]:
-    """Return mean, standard error, interval and status."""
-    n, exits = times.size, int(np.count_nonzero(~censored))
-    left = 0.5 * (1 - confidence)
-    spent = float(times.sum())
-    if exits < 2:
-        # So few in so much time would be a rarer event than the level allows.
-        least = spent / float(special.gammaincinv(exits + 1, confidence))
-        return math.nan, math.nan, least, math.inf, int(Status.TOO_FEW_SAMPLES)
-    mean = spent / exits
-    if exits == n:
-        se = float(times.std(ddof=1)) / math.sqrt(n)
-        reach = float(special.stdtrit(n - 1, 1 - left)) * se
-        return mean, se, mean - reach, mean + reach, int(Status.OK)
-    found = exponential(times, censored, confidence=confidence)
-    low, high = float(found.mean_low), float(found.mean_high)
-    return mean, mean / math.sqrt(exits), low, high, int(Status.OK)
 
 
 def _unsuited(

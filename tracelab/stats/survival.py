@@ -18,11 +18,13 @@ from tracelab.typing import Array, BoolArray, FloatArray, Status
 __all__ = [
     "Exponential",
     "LogRank",
+    "MeanTime",
     "SurvivalCurve",
     "Weibull",
     "exponential",
     "kaplan_meier",
     "log_rank",
+    "mean_time",
     "weibull",
 ]
 
@@ -55,6 +57,28 @@ class Exponential:
     events: npt.NDArray[np.int64]
     n_samples: int
     status: npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class MeanTime:
+    """Mean time of one sample.
+
+    Parameters
+    ----------
+    mean, se : float
+        Mean and standard error.
+    low, high : float
+        Interval.
+    status : Status
+        TOO_FEW_SAMPLES below two events; the mean is then NaN, and `low` what so few events in the
+        time spent say of it.
+    """
+
+    mean: float
+    se: float
+    low: float
+    high: float
+    status: Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +206,50 @@ def exponential(
         events.reshape(lead),
         rows.shape[1],
         status.reshape(lead),
+    )
+
+
+def mean_time(times: FloatArray, censored: BoolArray, confidence: float = 0.95) -> MeanTime:
+    """Return the mean of times: of any law if all are known, of a constant rate if some are not.
+
+    Parameters
+    ----------
+    times : ndarray, shape (n,)
+        Until the event, or until observation ended.
+    censored : ndarray of bool, shape (n,)
+        Of which times the event did not come.
+    confidence : float
+        Level of the interval: Student's, cut at 0; with censored times that of `exponential`.
+
+    Returns
+    -------
+    MeanTime
+
+    Raises
+    ------
+    UsageError
+        If an argument is outside its range.
+
+    Examples
+    --------
+    >>> found = mean_time(np.array([1.0, 2.0, 3.0]), np.array([False, False, True]))
+    >>> found.mean
+    3.0
+    """
+    check_confidence(confidence)
+    n, events, spent = times.size, int(np.count_nonzero(~censored)), float(times.sum())
+    if events < 2:
+        # So few in so much time would be a rarer event than the level allows.
+        least = spent / float(special.gammaincinv(events + 1, confidence))
+        return MeanTime(math.nan, math.nan, least, math.inf, Status.TOO_FEW_SAMPLES)
+    mean = spent / events
+    if events == n:
+        se = float(times.std(ddof=1)) / math.sqrt(n)
+        reach = float(special.stdtrit(n - 1, 0.5 + 0.5 * confidence)) * se
+        return MeanTime(mean, se, max(mean - reach, 0.0), mean + reach, Status.OK)
+    found = exponential(times, censored, confidence=confidence)
+    return MeanTime(
+        mean, mean / math.sqrt(events), float(found.mean_low), float(found.mean_high), Status.OK
     )
 
 
