@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 from scipy import special
@@ -18,7 +19,7 @@ from tracelab.stats import escape, levy, stable, survival
 from tracelab.stats.descent import GaussianNoise, Noise, RecordedNoise, StableNoise, exit_steps
 from tracelab.typing import BoolArray, FloatArray, Status
 
-__all__ = ["THEORIES", "Basin", "Law", "Prediction", "Settings", "observed", "widths"]
+__all__ = ["THEORIES", "Basin", "Law", "Prediction", "Redrawn", "Settings", "observed", "widths"]
 
 # Random directions of jumps: the measure of an escape set is known to 1 %.
 _DIRECTIONS = 16_384
@@ -115,6 +116,34 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class Redrawn:
+    """Fits to draws of the fitted laws, as many as the bootstrap has samples.
+
+    Parameters
+    ----------
+    alpha, scale : ndarray, shape (draw, d)
+        Stable law of each direction.
+    common : ndarray, shape (draw,)
+        One tail index for all of them.
+    """
+
+    alpha: FloatArray
+    scale: FloatArray
+    common: FloatArray
+
+    @classmethod
+    def of(cls, law: Law, settings: Settings) -> Redrawn:
+        """Return what is fitted to noise drawn from the law."""
+        rng = np.random.default_rng((settings.seed, 2))
+        shape, d = (settings.draws, len(law.samples)), law.samples.shape[1]
+        fit = stable.fit(law.scale * levy.draws(law.alpha, d, shape, rng=rng), axis=1,
+                         confidence=None)  # fmt: skip
+        together = levy.draws(law.common, d, shape, rng=rng)
+        common = stable.fit_common(law.scale * together, "each", None)
+        return cls(fit.alpha, fit.scale, common.alpha)
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """A mean exit time in steps with its interval; NaN where the status is not OK."""
 
@@ -122,6 +151,9 @@ class Prediction:
     low: float = math.nan
     high: float = math.nan
     status: Status = Status.FAILED
+
+
+Theory: TypeAlias = Callable[[Basin, Law, Redrawn, Settings], Prediction]
 
 
 def widths(
@@ -204,26 +236,13 @@ def _log_kramers(basin: Basin, variance: FloatArray) -> FloatArray:
 
 def _by_variance(
     log_time: Callable[[Basin, FloatArray], FloatArray],
-) -> Callable[[Basin, Law, Settings], Prediction]:
-    def predict(basin: Basin, law: Law, settings: Settings) -> Prediction:
+) -> Theory:
+    def predict(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
         drawn = log_time(basin, _variances(law, settings))
         value = float(log_time(basin, np.diag(law.covariance)))
         return _of_logs(value, drawn, settings.confidence)
 
     return predict
-
-
-def _refitted(
-    law: Law, settings: Settings, draws: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Return alpha and scale of fits to draws of the fitted laws, (draw, d), and common ones."""
-    rng = np.random.default_rng((settings.seed, 2))
-    n, d = law.samples.shape
-    x = law.scale * levy.draws(law.alpha, d, (draws, n), rng=rng)
-    fit = stable.fit(x, axis=1, confidence=None)
-    together = levy.draws(law.common, d, (draws, n), rng=rng)
-    common = stable.fit_common(law.scale * together, "each", None)
-    return fit.alpha, fit.scale, common.alpha
 
 
 def _log_jumps(basin: Basin, alpha: FloatArray, scale: FloatArray) -> float:
@@ -239,15 +258,14 @@ def _log_jumps(basin: Basin, alpha: FloatArray, scale: FloatArray) -> float:
     )
 
 
-def _jumps(basin: Basin, law: Law, settings: Settings) -> Prediction:
-    alphas, scales, _ = _refitted(law, settings, settings.draws)
-    drawn = [_log_jumps(basin, a, s) for a, s in zip(alphas, scales, strict=True)]
+def _jumps(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
+    drawn = [_log_jumps(basin, a, s) for a, s in zip(again.alpha, again.scale, strict=True)]
     # Noise without a jump never leaves.
     logs = np.nan_to_num(np.array(drawn), nan=_NEVER)
     return _of_logs(_log_jumps(basin, law.alpha, law.scale), logs, settings.confidence)
 
 
-def _measure(basin: Basin, law: Law, settings: Settings) -> Prediction:
+def _measure(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
     rng = np.random.default_rng((settings.seed, 3))
     units = rng.standard_normal((_DIRECTIONS, basin.curvature.size))
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -259,8 +277,7 @@ def _measure(basin: Basin, law: Law, settings: Settings) -> Prediction:
         found = escape.ellipsoid_exit_time(alpha, directions, basin.curvature, basin.height)
         return float(np.log(found))
 
-    _, scales, commons = _refitted(law, settings, settings.draws)
-    drawn = [log_time(float(a), s) for a, s in zip(commons, scales, strict=True)]
+    drawn = [log_time(float(a), s) for a, s in zip(again.common, again.scale, strict=True)]
     logs = np.nan_to_num(np.array(drawn), nan=_NEVER)
     return _of_logs(log_time(law.common, law.scale), logs, settings.confidence)
 
@@ -292,7 +309,7 @@ def _simulated(
     return replace(found, low=found.time * math.exp(-low), high=found.time * math.exp(high))
 
 
-def _simulated_gaussian(basin: Basin, law: Law, settings: Settings) -> Prediction:
+def _simulated_gaussian(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
     n, d = law.samples.shape
     rng = np.random.default_rng((settings.seed, 4))
     root = np.linalg.cholesky(law.covariance + 1e-12 * np.trace(law.covariance) * np.eye(d))
@@ -303,13 +320,13 @@ def _simulated_gaussian(basin: Basin, law: Law, settings: Settings) -> Predictio
     return _simulated(basin, GaussianNoise(law.covariance), redrawn, settings, 5)
 
 
-def _simulated_stable(basin: Basin, law: Law, settings: Settings) -> Prediction:
-    alphas, scales, _ = _refitted(law, settings, _REDRAWN)
-    redrawn: list[Noise] = [StableNoise(a, s) for a, s in zip(alphas, scales, strict=True)]
+def _simulated_stable(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
+    laws = zip(again.alpha[:_REDRAWN], again.scale[:_REDRAWN], strict=True)
+    redrawn: list[Noise] = [StableNoise(a, s) for a, s in laws]
     return _simulated(basin, StableNoise(law.alpha, law.scale), redrawn, settings, 6)
 
 
-def _simulated_recorded(basin: Basin, law: Law, settings: Settings) -> Prediction:
+def _simulated_recorded(basin: Basin, law: Law, again: Redrawn, settings: Settings) -> Prediction:
     n = len(law.samples)
     rng = np.random.default_rng((settings.seed, 7))
     redrawn: list[Noise] = [
@@ -318,7 +335,7 @@ def _simulated_recorded(basin: Basin, law: Law, settings: Settings) -> Predictio
     return _simulated(basin, RecordedNoise(law.samples), redrawn, settings, 8)
 
 
-THEORIES: Mapping[str, Callable[[Basin, Law, Settings], Prediction]] = MappingProxyType(
+THEORIES: Mapping[str, Theory] = MappingProxyType(
     {
         "kramers": _by_variance(_log_kramers),
         "diffusion": _by_variance(_log_diffusion),
@@ -329,7 +346,7 @@ THEORIES: Mapping[str, Callable[[Basin, Law, Settings], Prediction]] = MappingPr
         "simulated_recorded": _simulated_recorded,
     }
 )
-"""By name: a function of basin, law and settings.
+"""By name: a function of basin, law, its fits to redrawn noise, and settings.
 
 ``kramers``: Xie, Sato, Sugiyama (ICLR 2021), over saddles as curved as the bottom and with the
 measured covariance; the prefactor is that of the equation in Ito's sense. ``diffusion``: the mean

@@ -34,6 +34,7 @@ from tracelab_analyses.escape_theories import (
     Basin,
     Law,
     Prediction,
+    Redrawn,
     Settings,
     observed,
     widths,
@@ -220,7 +221,10 @@ def _one(
             weight = np.sum(along**2, axis=1)
             found["kept_share"] = share = float(np.average(kept, weights=weight))
             held["fixed_steps"] = HOLDS if share >= 0.8 else FAILS
-        predictions = {name: predict(basin, law, settings) for name, predict in THEORIES.items()}
+        again = Redrawn.of(law, settings)
+        predictions = {
+            name: predict(basin, law, again, settings) for name, predict in THEORIES.items()
+        }
         found |= _truncated(law, basin)
     found["status"] = int(status)
     predictions["observed"] = seen
