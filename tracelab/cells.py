@@ -160,6 +160,9 @@ def labelled(plan: Plan, outputs: Mapping[str, Array]) -> xr.Dataset:
         coords["step"] = ("step", np.asarray(plan.steps, dtype=np.int64), {"units": "step"})
     for dim, labels in analysis.coords.items():
         values = list(labels)
+        if dim == "step":
+            coords[dim] = ("step", np.asarray(values, dtype=np.int64), {"units": "step"})
+            continue
         texts = all(isinstance(value, str) for value in values)
         coords[dim] = np.asarray(values, dtype=np.dtypes.StringDType() if texts else None)
     return xr.Dataset(variables, coords=coords)

@@ -78,12 +78,19 @@ class Input:
         Whether the analysis does without it: the kernel, whose default for it is None, does not
         receive what was not recorded at all, and gets NaN at steps at which it was not. Arrays of
         floating numbers only.
+    whole : bool
+        Whether every cell gets all steps that the group has, however few the other inputs have.
+        Its dims then name the axis of these steps otherwise, such as ``"every_step"``.
+    collector : str
+        What records it, such as ``"NoiseProbe(every=200)"``: said where a trace lacks it.
     """
 
     variable: Variable
     sources: tuple[str, ...]
     network: Literal["sum", "root_sum_square"] | None = None
     optional: bool = False
+    whole: bool = False
+    collector: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +227,7 @@ class Analysis:
         Arrays the kernel receives, by keyword, as NumPy arrays whose leading dims are `cell`.
     outputs : tuple of Variable
         Arrays the kernel returns, by name; ``status`` (dims `cell`, uint8) must be among them.
+        Where a cell is a layer they may have the dim ``step``: the steps of what it reads.
     cell : tuple of str
         Dimensions of a cell: ``("step", "layer")`` or ``("layer",)``.
     kernel : callable

@@ -105,14 +105,17 @@ def _array(plan: Plan, needed: Input, piece: Block, trace: Trace) -> Array:
     dtype = np.dtype(needed.variable.dtype)
     if read.kind == "constant":
         return np.asarray(read.value).astype(dtype)
-    there = plan.addresses[read.group]
-    rows = there.rows[piece.first : piece.last]
+    there = plan.addresses[read.place]
+    rows = there.rows if read.whole else there.rows[piece.first : piece.last]
     layers = there.layers[piece.left : piece.right]
     stored = trace.stored(read.group)
     if read.kind == "field":
         array, dims = _with_gaps(stored[read.array], rows, layers, there, needed)
     else:
         array, dims = _squared(stored, read, rows, layers, there, trace)
+    if read.whole:
+        (axis,) = set(needed.variable.dims) - set(dims)
+        dims = tuple(axis if dim == "step" else dim for dim in dims)
     order = [dims.index(dim) for dim in needed.variable.dims]
     return np.ascontiguousarray(array.transpose(order), dtype=dtype)
 
@@ -304,7 +307,7 @@ class _Samples:
 
     def __init__(self, plan: Plan, read: Read, piece: Block, trace: Trace) -> None:
         stored = trace.stored(read.group)
-        there = plan.addresses[read.group]
+        there = plan.addresses[read.place]
         rows = there.rows[piece.first : piece.last]
         layers = there.layers[piece.left : piece.right]
         self._first, self._layers = piece.first, there.layers

@@ -44,6 +44,8 @@ class Read:
         gradient, from gradients.
     group, array : str
         Where; of the last three the sketch.
+    whole : bool
+        Whether each cell gets all steps of the group.
     value : object
         The constant; of ``noise`` how batches are drawn from single examples
         (`tracelab.drawing.Draws`), None for what was recorded.
@@ -53,6 +55,12 @@ class Read:
     group: str
     array: str
     value: Any = None
+    whole: bool = False
+
+    @property
+    def place(self) -> str:
+        """Key of the address at which it is read."""
+        return f"{self.group}/every step" if self.whole else self.group
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,7 +78,7 @@ class Plan:
     reads : mapping of str to Read
         By input.
     addresses : mapping of str to Address
-        By group.
+        By `Read.place`.
     steps : tuple of int
         Steps, by label.
     labels : tuple of str
@@ -164,13 +172,17 @@ def plan(
     for needed in taken:
         _check_units(needed, sources[needed.variable.name], groups, trace, analysis)
     reads = {
-        needed.variable.name: _read(needed, sources, groups, trace, parameters, seed)
+        needed.variable.name: replace(
+            _read(needed, sources, groups, trace, parameters, seed), whole=needed.whole
+        )
         for needed in taken
     }
     datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values())}
     names = {name: _layers(name, datasets[name], reads, trace) for name in datasets}
     needing = {
-        groups[sources[needed.variable.name]]: None for needed in taken if not needed.optional
+        groups[sources[needed.variable.name]]: None
+        for needed in taken
+        if not (needed.optional or needed.whole)
     }
     first, *others = needing
     layered = [labels for labels in names.values() if labels]
@@ -198,14 +210,22 @@ def plan(
         )
     # A slice may run backwards; results are in the order of steps.
     rows = np.sort(rows)
-    addresses = {name: address(recorded[name], names[name], rows, labels) for name in datasets}
+    addresses = {
+        read.place: address(
+            recorded[read.group],
+            names[read.group],
+            recorded[read.group] if read.whole else rows,
+            labels,
+        )
+        for read in reads.values()
+    }
     for read in reads.values():
         if read.kind in ("noise", "deviation", "signal") and not read.array.endswith("projected"):
             known = spans(trace, read.group, names[read.group])
-            addresses[read.group] = replace(addresses[read.group], spans=known)
-    grain = _grain(analysis, reads, addresses, trace, len(labels))
+            addresses[read.place] = replace(addresses[read.place], spans=known)
+    grain = _grain(analysis, reads, addresses, trace, rows.size, len(labels))
     return Plan(
-        analysis=replace(analysis, coords=_coords(analysis, reads, trace)),
+        analysis=replace(analysis, coords=_coords(analysis, reads, trace, rows)),
         parameters=dict(parameters),
         groups=groups,
         sources=sources,
@@ -251,8 +271,10 @@ def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
             f"{len(plan.steps)} steps, got {len(wanted)} steps that are not all among them"
         )
     kept = np.searchsorted(np.asarray(plan.steps), wanted)
+    whole = {read.place for read in plan.reads.values() if read.whole}
     addresses = {
-        name: replace(there, rows=there.rows[kept]) for name, there in plan.addresses.items()
+        place: there if place in whole else replace(there, rows=there.rows[kept])
+        for place, there in plan.addresses.items()
     }
     grain = replace(plan.grain, row_chunk=plan.grain.row_chunk[kept])
     return replace(
@@ -265,10 +287,12 @@ def restrict(plan: Plan, steps: Sequence[int]) -> Plan:
 
 
 def _coords(
-    analysis: Analysis, reads: Mapping[str, Read], trace: Trace
+    analysis: Analysis, reads: Mapping[str, Read], trace: Trace, steps: IntArray
 ) -> dict[str, Sequence[Any]]:
     """Return the labels of output dims that are not cell dims: the declared, else the recorded."""
     found = dict(analysis.coords)
+    if "step" not in analysis.cell and any("step" in each.dims for each in analysis.outputs):
+        found["step"] = steps.tolist()
     fields = [trace.stored(read.group)[read.array] for read in reads.values() if read.array]
     sizes = {
         dim: size for field in fields for dim, size in zip(field.dims, field.shape, strict=True)
@@ -305,9 +329,10 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tupl
             )
         if candidates and _holds(trace.groups[candidates[0]], source):
             return source, candidates[0]
+    remedy = f"record it with {needed.collector}; " if needed.collector else ""
     raise NotRecordedError(
         f"analysis {analysis.name!r} needs {' or '.join(needed.sources)}, which this trace does "
-        f"not hold; it holds: {', '.join(trace.groups) or 'no group'}"
+        f"not hold; {remedy}it holds: {', '.join(trace.groups) or 'no group'}"
     )
 
 
@@ -418,10 +443,11 @@ def _grain(
     reads: Mapping[str, Read],
     addresses: Mapping[str, Address],
     trace: Trace,
+    steps: int,
     columns: int,
 ) -> Grain:
     """Return what cells weigh, from shapes; chunks are those of the heaviest input."""
-    steps = next(iter(addresses.values())).rows.size
+    by_step = "step" in analysis.cell
     total, held = np.zeros(columns), np.zeros(columns)
     row_chunk: IntArray = np.arange(steps)
     column_chunk: IntArray = np.arange(columns)
@@ -429,9 +455,12 @@ def _grain(
     for read in reads.values():
         if read.kind == "constant":
             continue
-        there = addresses[read.group]
+        there = addresses[read.place]
         stored = trace.stored(read.group)[read.array]
         own, all_layers, begins = _column_bytes(stored, there)
+        if read.whole:
+            rows = there.rows.size / (1 if by_step else max(steps, 1))
+            own, all_layers = own * rows, all_layers * rows
         read_here = np.where(there.layers < 0, all_layers, own)
         if read.kind == "noise" and "coordinate" in stored.dims:
             held += read_here * _made(read.value)
@@ -445,12 +474,12 @@ def _grain(
         if isinstance(read.value, drawing.Draws):
             held += read.value.held_bytes
         total += read_here
-        if read_here.sum() > heaviest and "step" in stored.dims:
+        if read_here.sum() > heaviest and "step" in stored.dims and not read.whole:
             heaviest = read_here.sum()
             row_chunk = there.rows // stored.chunk[stored.dims.index("step")]
             # The network begins nowhere: it shares no chunk before the others are read.
             column_chunk = np.where(there.layers < 0, -1, begins)
-    return Grain(total, held, row_chunk, column_chunk, "step" in analysis.cell)
+    return Grain(total, held, row_chunk, column_chunk, by_step)
 
 
 def _made(value: Any) -> float:

@@ -112,7 +112,7 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
         }
     return {
         # A row that is there by now makes another cell of the same step.
-        "rows": {name: trace.groups[name]["step"].values.tolist() for name in _optional(plan)},
+        "rows": {name: trace.groups[name]["step"].values.tolist() for name in _by_rows(plan)},
         "run": trace.identity,
         "generation": trace.attrs.get("generation", 0),
         "groups": groups,
@@ -120,8 +120,9 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _optional(plan: Plan) -> list[str]:
-    """Return the groups without which the plan would do."""
+def _by_rows(plan: Plan) -> list[str]:
+    """Return the groups whose other rows count: those of optional inputs, and those read whole."""
+    whole = {read.group for read in plan.reads.values() if read.whole}
     groups = {
         optional: {
             plan.reads[each.variable.name].group
@@ -130,7 +131,7 @@ def _optional(plan: Plan) -> list[str]:
         }
         for optional in (False, True)
     }
-    return sorted(groups[True] - groups[False])
+    return sorted(groups[True] - groups[False] | whole)
 
 
 def _digest(value: Any) -> str:

@@ -7,11 +7,15 @@ import numpy as np
 from tracelab.contracts import Input, Parameter, Variable
 from tracelab.typing import BoolArray, FloatArray, Status
 
-__all__ = ["NOISE", "SELECTION", "SKETCH", "by_quartiles", "dense", "usable_series"]
+__all__ = ["NOISE", "PROBE", "SELECTION", "SKETCH", "by_quartiles", "dense", "usable_series"]
+
+PROBE = "NoiseProbe(every=200)"
+"""What records noise samples of minibatches."""
 
 NOISE = Input(
     Variable("noise", ("step", "layer", "batch", "series"), "loss/weight"),
     sources=("noise", "examples"),
+    collector=PROBE,
 )
 """Noise samples, as an analysis reads them: of minibatches, or of single examples."""
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Array",
+    "Assumption",
     "BoolArray",
     "FloatArray",
     "IntArray",
@@ -27,6 +28,14 @@ JSONValue: TypeAlias = (
 )
 Mode: TypeAlias = Literal["batches", "pooled", "standardized"]
 Sketched: TypeAlias = Literal["sampled", "projected", "full"]
+
+
+class Assumption(IntEnum):
+    """Whether what a theory takes for granted holds, as far as a trace can tell."""
+
+    UNCHECKED = 0
+    HOLDS = 1
+    FAILS = 2
 
 
 class Status(IntEnum):

@@ -28,6 +28,7 @@ POINTS = 512
 STABLE = 2.0
 _CELL = ("step", "layer")
 _CURVATURE = "loss/weight^2"
+_COLLECTOR = "HessianVectors(every=100)"
 _PAIR = (*_CELL, "eigenpair")
 _POINT = (*_CELL, "point")
 _WHOLE = "; of all layers together: NaN at single ones"
@@ -293,7 +294,9 @@ def _input(
     array: str | None = None,
     network: Literal["sum"] | None = None,
 ) -> Input:
-    return Input(Variable(name, dims, units), (f"hessian/{array or name}",), network)
+    return Input(
+        Variable(name, dims, units), (f"hessian/{array or name}",), network, collector=_COLLECTOR
+    )
 
 
 ANALYSIS = Analysis(
@@ -317,7 +320,11 @@ ANALYSIS = Analysis(
             Variable("learning_rate", ("step",), "weight^2/loss"), sources=("steps/learning_rate",)
         ),
         _input("numel", _CELL, "1", network="sum"),
-        Input(Variable("n_weights", (), dtype="int64"), sources=("hessian@n_weights",)),
+        Input(
+            Variable("n_weights", (), dtype="int64"),
+            sources=("hessian@n_weights",),
+            collector=_COLLECTOR,
+        ),
     ),
     outputs=(
         Variable("trace", _CELL, _CURVATURE, description="trace of the Hessian, or of its block"),

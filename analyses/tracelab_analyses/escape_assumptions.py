@@ -8,7 +8,7 @@ import numpy as np
 from scipy import special
 
 from tracelab.stats.combination import cauchy_combination
-from tracelab.typing import FloatArray
+from tracelab.typing import Assumption, FloatArray
 
 __all__ = [
     "ASSUMPTIONS",
@@ -22,8 +22,7 @@ __all__ = [
 ]
 
 LEVEL = 0.05
-# Codes of assumptions.
-UNCHECKED, HOLDS, FAILS = range(3)
+UNCHECKED, HOLDS, FAILS = Assumption
 ASSUMPTIONS = {
     "quadratic": "the loss reaches the barrier within a quarter of where the quadratic does",
     "at_bottom": "the weights are within a quarter of the width of the bottom",

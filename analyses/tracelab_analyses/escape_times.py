@@ -348,7 +348,13 @@ def _table(
 def _input(
     name: str, dims: tuple[str, ...], units: str, source: str = "", optional: bool = False
 ) -> Input:
-    return Input(Variable(name, dims, units), (source or f"basin/{name}",), optional=optional)
+    recorder = "ExitTimes(steps=[...], barrier=...)" if "exits/" in source else "Basin(steps=[...])"
+    return Input(
+        Variable(name, dims, units),
+        (source or f"basin/{name}",),
+        optional=optional,
+        collector=recorder,
+    )
 
 
 ANALYSIS = Analysis(

@@ -23,6 +23,7 @@ from tracelab.contracts import (
     Variable,
 )
 from tracelab.outcomes import at_ends, shown, subject
+from tracelab.series import PROBE
 from tracelab.typing import Array, FloatArray, Status
 
 if TYPE_CHECKING:
@@ -169,11 +170,17 @@ ANALYSIS = Analysis(
             Variable("squared_deviation", ("step", "layer", "batch"), _SQUARED),
             sources=("noise/squared_deviation",),
             network="sum",
+            collector=PROBE,
         ),
-        Input(Variable("signal", _CELL, _SQUARED), sources=("noise/signal",), network="sum"),
-        Input(Variable("batch_size", (), dtype="int64"), sources=("noise@batch_size",)),
-        Input(Variable("replacement", (), dtype="bool"), sources=("noise@replacement",)),
-        Input(Variable("n_data", (), dtype="int64"), sources=("noise@n_data",)),
+        Input(
+            Variable("signal", _CELL, _SQUARED),
+            sources=("noise/signal",),
+            network="sum",
+            collector=PROBE,
+        ),
+        Input(Variable("batch_size", (), dtype="int64"), ("noise@batch_size",), collector=PROBE),
+        Input(Variable("replacement", (), dtype="bool"), ("noise@replacement",), collector=PROBE),
+        Input(Variable("n_data", (), dtype="int64"), ("noise@n_data",), collector=PROBE),
     ),
     outputs=(
         Variable("noise_scale", _CELL, "1", description="tr(Sigma) / |G|^2, in examples"),

@@ -316,7 +316,9 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 
 
 def _input(name: str, dims: tuple[str, ...], units: str = "loss", dtype: str = "float64") -> Input:
-    return Input(Variable(name, dims, units, dtype), (f"sharpness/{name}",))
+    return Input(
+        Variable(name, dims, units, dtype), (f"sharpness/{name}",), collector="Sharpness()"
+    )
 
 
 _GEOMETRY = "; geometry 0: the same for all weights, 1: times |w|"

@@ -225,6 +225,7 @@ ANALYSIS = Analysis(
             Variable("distance", ("layer", "step"), "weight"),
             sources=("statistics/distance", "weights/distance"),
             network="root_sum_square",
+            collector="Statistics() or Weights()",
         ),
         Input(
             Variable("step", ("step",), "step", "int64"),

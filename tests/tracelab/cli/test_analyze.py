@@ -140,7 +140,10 @@ def test_workers_give_the_same_numbers(run, record):
         ([*FAST, "-p", "tail_index.mode=pooled"], "not among those to run: noise_scale"),
         (["-a", "gaussianity", "--mode", "odd"], "one of batches, pooled, standardized, got 'odd'"),
         (["-a", "gaussianity", "--mode", "pooled", "-p", "mode=pooled"], "given twice"),
-        (["-a", "weight_diffusion"], "distance, which this trace does not hold; it holds: noise"),
+        (
+            ["-a", "weight_diffusion"],
+            "distance, which this trace does not hold; record it with Statistics() or Weights(); ",
+        ),
         ([*FAST, "--layers", "conv.*"], "no layer matches 'conv.*'"),
         ([*FAST, "--layers", "("], "must be a regular expression"),
         ([*FAST, "--steps", "3"], "--steps must be a slice"),
