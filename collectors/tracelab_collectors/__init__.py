@@ -10,6 +10,7 @@ from tracelab_collectors.live_examples import LiveExamples
 from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.optimizer_state import OptimizerState
+from tracelab_collectors.perturbed_loss import PerturbedLoss
 from tracelab_collectors.sharpness import Sharpness
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
@@ -25,6 +26,7 @@ __all__ = [
     "MicroBatches",
     "NoiseProbe",
     "OptimizerState",
+    "PerturbedLoss",
     "Sharpness",
     "Statistics",
     "Weights",

@@ -21,7 +21,7 @@ from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.scheduled import at_least
 
-__all__ = ["Evaluation", "misclassified"]
+__all__ = ["Evaluation", "Measure", "misclassified"]
 
 Measure: TypeAlias = Callable[[nn.Module, Any], Tensor]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable
 from dataclasses import InitVar, dataclass, field
 from typing import Any
@@ -11,7 +13,7 @@ from tracelab.schedule import Schedule
 from tracelab_collectors.collector import Run, select_layers
 from tracelab_collectors.layout import Layout
 
-__all__ = ["Scheduled", "at_least"]
+__all__ = ["Scheduled", "at_least", "rising"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,20 @@ def at_least(least: int, **values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def rising(name: str, values: Any) -> tuple[float, ...]:
+    """Return values as a tuple.
+
+    Raises
+    ------
+    UsageError
+        If there is none, or they are not finite, positive and rising.
+    """
+    several = isinstance(values, Iterable) and not isinstance(values, str)
+    found = tuple(values) if several else ()
+    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in found)
+    usable = numbers and all(a < b for a, b in itertools.pairwise((0, *found, math.inf)))
+    if not found or not usable:
+        raise UsageError(f"{name} must be one or more positive numbers, rising, got {values!r}")
+    return tuple(float(each) for each in found)

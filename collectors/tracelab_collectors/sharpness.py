@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracelab.contracts import Variable
 from tracelab.errors import UsageError
@@ -19,18 +17,17 @@ from tracelab.sketch import splitmix64
 from tracelab.typing import FloatArray
 from tracelab_collectors.boxes import Climb, GaussianSpace, Space, WholeSpace, climb
 from tracelab_collectors.collector import Block, Loss, Recording, Run
+from tracelab_collectors.evaluation import Measure
 from tracelab_collectors.frozen import FrozenLoss, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
 from tracelab_collectors.products import inner
 from tracelab_collectors.rehearsal import refusing
-from tracelab_collectors.scheduled import Scheduled, at_least
-from tracelab_collectors.surface import LossSurface
+from tracelab_collectors.scheduled import Scheduled, at_least, rising
+from tracelab_collectors.surface import LossSurface, mean_of
 
 __all__ = ["Sharpness"]
-
-Measure: TypeAlias = Callable[[nn.Module, Any], Tensor]
 
 EPSILONS = (1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
 SIGMAS = tuple(float(each) for each in np.geomspace(1e-3, 1.0, 9).round(6))
@@ -134,8 +131,7 @@ class Sharpness(Scheduled):
         """Check the arguments."""
         whose = "Sharpness'"
         for name in ("epsilons", "sigmas", "radii"):
-            rising = _rising(f"{whose} {name}", getattr(self, name))
-            object.__setattr__(self, name, rising)
+            object.__setattr__(self, name, rising(f"{whose} {name}", getattr(self, name)))
         for name in ("iterations", "draws", "corrections"):
             at_least(1, **{f"{whose} {name}": getattr(self, name)})
         if self.subspace is not None:
@@ -175,7 +171,7 @@ class Sharpness(Scheduled):
                     piece=self.data_batch_size or len(indices), seed=seed,
                 )  # fmt: skip
 
-            error = None if self.error is None else surface(_mean(self.error))
+            error = None if self.error is None else surface(mean_of(self.error))
             return _Measurement(
                 self,
                 surface(loss),
@@ -355,27 +351,3 @@ class _Measurement:
 
 def _numbers(flat: Tensor) -> FloatArray:
     return flat.cpu().numpy().astype(np.float64)
-
-
-def _mean(measure: Measure) -> Loss:
-    def mean(model: nn.Module, batch: Any) -> Tensor:
-        return measure(model, batch).double().mean()
-
-    return mean
-
-
-def _rising(name: str, values: Any) -> tuple[float, ...]:
-    """Return values as a tuple.
-
-    Raises
-    ------
-    UsageError
-        If there is none, or they are not finite, positive and rising.
-    """
-    usable = isinstance(values, Iterable) and not isinstance(values, str)
-    found = tuple(values) if usable else ()
-    numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in found)
-    rising = numbers and all(a < b for a, b in itertools.pairwise((0, *found, math.inf)))
-    if not found or not rising:
-        raise UsageError(f"{name} must be one or more positive numbers, rising, got {values!r}")
-    return tuple(float(each) for each in found)

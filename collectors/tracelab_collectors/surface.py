@@ -6,14 +6,25 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from tracelab_collectors.collector import Loss
+from tracelab_collectors.evaluation import Measure
 from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
 
-__all__ = ["LossSurface"]
+__all__ = ["LossSurface", "mean_of"]
+
+
+def mean_of(measure: Measure) -> Loss:
+    """Return a measure that may give one value an example, such as an error, as its mean."""
+
+    def mean(model: nn.Module, batch: Any) -> Tensor:
+        return measure(model, batch).double().mean()
+
+    return mean
 
 
 class LossSurface:
