@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -17,22 +16,17 @@ from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab_collectors.collector import Block, Loss, Recording, Run
 from tracelab_collectors.evaluation import Measure
-from tracelab_collectors.frozen import FrozenLoss, in_mode
-from tracelab_collectors.generators import forked_generators
+from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.indexed import Indexed
-from tracelab_collectors.layout import Layout, copy_into
-from tracelab_collectors.products import HessianProducts, inner, lanczos, ritz
+from tracelab_collectors.perturbation import ExampleSet, Perturbation
 from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.scheduled import Scheduled, at_least, rising
-from tracelab_collectors.surface import LossSurface, mean_of
+from tracelab_collectors.surface import mean_of
 
 __all__ = ["PerturbedLoss"]
 
 SIGMAS = tuple(float(each) for each in np.geomspace(1e-3, 1.0, 9).round(6))
-# Batches of a set's examples whose means tell the standard error to an eighth.
-GROUPS = 32
 _REHEARSED = 8
-_SETS, _SHAPES = 2, 2
 
 
 @dataclass(frozen=True)
@@ -181,28 +175,31 @@ class PerturbedLoss(Scheduled):
         seed = int(splitmix64(run.seed, 0, 1)[0]) >> 2
         counts = (self.examples, self.held_out_examples)
         drawn = [
-            _Set(each, torch.randperm(each.size, generator=_generator(seed))[:count])
+            ExampleSet.drawn(each, count, seed)
             for each, count in zip((data, held), counts, strict=True)
             if each is not None
         ]
 
-        def measurement(sets: list[_Set], seed: int) -> _Measurement:
+        def perturbation(sets: list[ExampleSet], seed: int) -> Perturbation:
             def bound(of: Loss) -> FrozenLoss:
                 return FrozenLoss.of_run(run, of, layout)
 
             error = None if self.error is None else bound(mean_of(self.error))
             roots = (run.model, loss, self.error)
             weights = run.weights(layout)
-            return _Measurement(self, bound(loss), error, sets, weights, layout, roots, seed)
+            return Perturbation(
+                bound(loss), error, sets, weights, layout, roots, seed,
+                mode=self.mode, piece=self.data_batch_size,
+            )  # fmt: skip
 
         def measure(block: Block) -> dict[str, Tensor]:
             step = int(splitmix64(seed, block.steps[0], 1)[0]) >> 2
-            return measurement(drawn, step).row(start)
+            return self._row(perturbation(drawn, step), start)
 
         remedy = "loss and error are called with the model and a batch as the data give it"
         with refusing(self.whose, "on the first examples", remedy):
-            few = [_Set(each.data, each.indices[:_REHEARSED]) for each in drawn]
-            measurement(few, seed).rehearse()
+            few = [ExampleSet(each.data, each.indices[:_REHEARSED]) for each in drawn]
+            perturbation(few, seed).rehearse(curved=self.curvature > 0)
         return Recording(
             layout,
             measure,
@@ -211,6 +208,7 @@ class PerturbedLoss(Scheduled):
                 "n_examples": len(drawn[0].indices),
                 "n_held_out": len(drawn[1].indices) if held is not None else 0,
                 "n_data": data.size,
+                "all_layers": layout.names == run.layout.names,
                 "batch_size": self.batch_size,
                 "replacement": self.replacement,
                 "damping": self.damping,
@@ -223,6 +221,27 @@ class PerturbedLoss(Scheduled):
             final=True,
             from_start=True,
         )
+
+    def _row(self, measured: Perturbation, start: Tensor) -> dict[str, Tensor]:
+        """Return the arrays of one row, with a leading dimension of 1."""
+        with measured.frozen():
+            arrays = {
+                "sigma": torch.tensor(self.sigmas, dtype=torch.float64),
+                "distance": measured.distance(start),
+                **measured.at_weights(),
+                **measured.noise(
+                    self.sigmas, self.draws, self.curvature, self.lanczos_steps, self.damping
+                ),
+            }
+            change, about = measured.gradients(self.sigmas, self.gradient_draws)
+            if self.held_out is None:
+                few, many = (len(each.indices) for each in measured.sets[0].halves())
+                about[:] = (few * about[0] + many * about[1]) / (few + many)
+            arrays["gradient_change"] = change
+            arrays |= measured.minibatches(about, self.batches, self.batch_size, self.replacement)
+            largest = [arrays["max_loss"], arrays.pop("batch_loss").max().cpu()]
+            arrays["max_loss"] = torch.stack(largest).max()
+        return {name: values.double().unsqueeze(0) for name, values in arrays.items()}
 
     def variables(self) -> tuple[Variable, ...]:
         """Return what its group holds."""
@@ -257,6 +276,8 @@ class PerturbedLoss(Scheduled):
                  "||G_B - g||^2 of a minibatch, unbiased by halves of held-out data; without them "
                  "about the gradient of the training data"),
                 ("variance", step, squared, "trace of the covariance of a minibatch's gradient"),
+                ("example_variance", step, squared,
+                 "trace of the covariance of one example's gradient, over the training data"),
                 ("max_gradient_norm", step, "loss/weight", "largest norm of one"),
             )
         )  # fmt: skip
@@ -268,206 +289,3 @@ def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
     return type(optimizer) is torch.optim.SGD and not any(
         group[extra] for group in optimizer.param_groups for extra in extras
     )
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-@dataclass(frozen=True, slots=True)
-class _Set:
-    """Examples, in random order."""
-
-    data: Indexed
-    indices: Tensor
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """What one row needs."""
-
-    collector: PerturbedLoss
-    loss: FrozenLoss
-    error: FrozenLoss | None
-    sets: list[_Set]
-    weights: Tensor
-    layout: Layout
-    roots: tuple[object, ...]
-    seed: int
-
-    def rehearse(self) -> None:
-        """Compute what a row does, once."""
-        with in_mode(self.collector.mode, *self.roots), forked_generators(self.seed):
-            row = torch.empty_like(self.weights)
-            for each in self.sets:
-                self._surface(self.loss, each).gradient(self.weights, row)
-                if self.error is not None:
-                    self._surface(self.error, each).value(self.weights)
-            if self.collector.curvature:
-                self._hessian()(self.weights)
-
-    def row(self, start: Tensor) -> dict[str, Tensor]:
-        """Return the arrays of one row, with a leading dimension of 1."""
-        moved = self.weights - start
-        with in_mode(self.collector.mode, *self.roots), forked_generators(self.seed):
-            arrays = {
-                "sigma": torch.tensor(self.collector.sigmas, dtype=torch.float64),
-                "distance": inner(moved, moved).sqrt(),
-            }
-            arrays |= self._at_weights()
-            arrays |= self._noise()
-            arrays |= self._gradients()
-            largest = [arrays["max_loss"], arrays.pop("batch_loss").max().cpu()]
-            arrays["max_loss"] = torch.stack(largest).max()
-        return {name: values.double().unsqueeze(0) for name, values in arrays.items()}
-
-    def _surface(self, loss: FrozenLoss, examples: _Set) -> LossSurface:
-        piece = self.collector.data_batch_size or len(examples.indices)
-        return LossSurface(
-            loss, examples.data, examples.indices, self.layout, piece=piece, seed=self.seed
-        )
-
-    def _hessian(self) -> HessianProducts:
-        data, indices = self.sets[0].data, self.sets[0].indices
-        piece = self.collector.data_batch_size or len(indices)
-        return HessianProducts(self.loss, data, indices, self.layout, piece=piece, seed=self.seed)
-
-    def _normal(self, seed: int) -> Tensor:
-        generator = _generator(seed)
-        drawn = [torch.randn(shape, generator=generator) for shape in self.layout.shapes]
-        return self.layout.flat(drawn, dtype=self.weights.dtype, device=self.weights.device)
-
-    def _draws(self, count: int) -> list[int]:
-        return [int(each) >> 2 for each in splitmix64(self.seed, 1, count)]
-
-    def _measures(self) -> list[tuple[str, FrozenLoss]]:
-        measures = [("loss", self.loss)]
-        return measures if self.error is None else [*measures, ("error", self.error)]
-
-    def _at_weights(self) -> dict[str, Tensor]:
-        """Return means and standard errors by set, and the largest mean of a part of a set."""
-        names = [f"{name}{end}" for name in ("loss", "error") for end in ("", "_se")]
-        found = {name: torch.full((_SETS,), math.nan, dtype=torch.float64) for name in names}
-        largest = []
-        for name, measure in self._measures():
-            for place, examples in enumerate(self.sets):
-                parts = examples.indices.chunk(GROUPS)
-                means = torch.tensor(
-                    [
-                        self._surface(measure, _Set(examples.data, part)).value(self.weights)
-                        for part in parts
-                    ],
-                    dtype=torch.float64,
-                )
-                sizes = torch.tensor([len(part) for part in parts], dtype=torch.float64)
-                mean = self._surface(measure, examples).value(self.weights)
-                squares = (sizes * (means - mean).square()).sum()
-                variance = squares / (len(parts) - 1 or math.nan)
-                found[name][place] = mean
-                found[f"{name}_se"][place] = (variance / sizes.sum()).sqrt()
-                if name == "loss":
-                    largest.append(means.max())
-        return {**found, "max_loss": torch.stack(largest).max()}
-
-    def _noise(self) -> dict[str, Tensor]:
-        """Return losses and errors under noise, and what the noise's shapes are."""
-        collector = self.collector
-        shaped, arrays = self._shape()
-        sigmas, seeds = collector.sigmas, self._draws(collector.draws)
-        shape = (_SETS, _SHAPES, len(sigmas), 2, len(seeds))
-        found = {
-            name: torch.full(shape, math.nan, dtype=torch.float64) for name in ("loss", "error")
-        }
-        surfaces = [
-            (found[name][place], self._surface(measure, examples))
-            for name, measure in self._measures()
-            for place, examples in enumerate(self.sets)
-        ]
-        for draw, seed in enumerate(seeds):
-            normal = self._normal(seed)
-            directions = [normal] if shaped is None else [normal, shaped(normal)]
-            for kind, direction in enumerate(directions):
-                for level, sigma in enumerate(sigmas):
-                    for sign in (0, 1):
-                        moved = self.weights.add(direction, alpha=sigma * (1 - 2 * sign))
-                        for values, surface in surfaces:
-                            values[kind, level, sign, draw] = surface.value(moved)
-        return arrays | {f"noise_{name}": values for name, values in found.items()}
-
-    def _shape(self) -> tuple[Callable[[Tensor], Tensor] | None, dict[str, Tensor]]:
-        """Return the root of S as a function of a vector, its mean variance and determinant."""
-        count = self.collector.curvature
-        variance, log_det = torch.tensor([[1.0, math.nan], [0.0, math.nan]], dtype=torch.float64)
-        arrays = {
-            "noise_variance": variance,
-            "noise_log_det": log_det,
-            "eigenvalue": torch.full((max(count, 1),), math.nan, dtype=torch.float64),
-        }
-        if not count:
-            return None, arrays
-        begin = self._normal(int(splitmix64(self.seed, 1 << 32, 1)[0]) >> 2)
-        krylov = lanczos(self._hessian(), begin, self.collector.lanczos_steps)
-        arrays["eigenvalue"], vectors, _ = ritz(krylov, count)
-        kept = arrays["eigenvalue"].isfinite()
-        if not kept.any():
-            return None, arrays
-        values, vectors = arrays["eigenvalue"][kept], vectors[kept.to(vectors.device)]
-        scales = 1 / (1 + values.clamp_min(0) / self.collector.damping)
-        n_weights = sum(self.layout.numel)
-        variance[1] = 1 + (scales - 1).sum() / n_weights
-        log_det[1] = scales.log().sum()
-        less = (scales.sqrt() - 1).to(vectors)
-        return lambda normal: normal + (less * (vectors @ normal)) @ vectors, arrays
-
-    def _gradients(self) -> dict[str, Tensor]:
-        """Return how the gradient changes under noise, and how minibatches differ from it."""
-        collector = self.collector
-        examples = self.sets[-1]
-        middle = len(examples.indices) // 2
-        parts = (examples.indices[:middle], examples.indices[middle:])
-        halves = [self._surface(self.loss, _Set(examples.data, part)) for part in parts]
-        at_weights = self.weights.new_empty(2, self.weights.numel())
-        for half, out in zip(halves, at_weights, strict=True):
-            half.gradient(self.weights, out)
-        change = torch.empty(len(collector.sigmas), collector.gradient_draws, dtype=torch.float64)
-        moved = torch.empty_like(at_weights)
-        for draw, seed in enumerate(self._draws(collector.gradient_draws)):
-            normal = self._normal(seed)
-            for level, sigma in enumerate(collector.sigmas):
-                for half, out in zip(halves, moved, strict=True):
-                    half.gradient(self.weights.add(normal, alpha=sigma), out)
-                first, second = moved - at_weights
-                change[level, draw] = inner(first, second)
-        if collector.held_out is None:
-            share = middle / len(examples.indices)
-            at_weights[:] = share * at_weights[0] + (1 - share) * at_weights[1]
-        return {"gradient_change": change, **self._minibatches(at_weights)}
-
-    def _minibatches(self, about: Tensor) -> dict[str, Tensor]:
-        """Return what the gradients of minibatches are, about two gradients, shape (2, size)."""
-        collector, data = self.collector, self.sets[0].data
-        generator = _generator(int(splitmix64(self.seed, 2 << 32, 1)[0]) >> 2)
-        mean = torch.zeros_like(self.weights, dtype=torch.float64)
-        squares = torch.zeros((), dtype=torch.float64, device=mean.device)
-        row = torch.zeros_like(self.weights)
-        losses, deviations, norms = [], [], []
-        for number in range(1, collector.batches + 1):
-            if collector.replacement:
-                indices = torch.randint(data.size, (collector.batch_size,), generator=generator)
-            else:
-                indices = torch.randperm(data.size, generator=generator)[: collector.batch_size]
-            loss, found = self.loss.gradient(data.batch(indices))
-            copy_into(self.layout.views(row), found)
-            away = row - mean
-            mean.add_(away, alpha=1 / number)
-            squares += inner(away, row - mean)
-            first, second = row - about
-            losses.append(loss.reshape(()).double())
-            deviations.append(inner(first, second))
-            norms.append(inner(row, row).sqrt())
-        return {
-            "batch_loss": torch.stack(losses),
-            "deviation": torch.stack(deviations),
-            "variance": squares / (collector.batches - 1),
-            "max_gradient_norm": torch.stack(norms).max(),
-        }

@@ -21,6 +21,7 @@ from tracelab_collectors import (
     MicroBatches,
     NoiseProbe,
     OptimizerState,
+    PerturbedLoss,
     Statistics,
     Weights,
 )
@@ -33,6 +34,7 @@ GROUPS = [
     "micro_batches",
     "noise",
     "optimizer_state",
+    "perturbed_loss",
     "start",
     "statistics",
     "steps",
@@ -49,6 +51,7 @@ def collectors():
         LiveExamples(every=5),
         MicroBatches(every=4),
         OptimizerState(every=3),
+        PerturbedLoss(every=8, sigmas=(0.1,), draws=1, batches=2, batch_size=4, gradient_draws=1),
         Weights(every=30, sketch=tracelab.Full()),
     ]
 

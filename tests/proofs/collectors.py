@@ -16,6 +16,7 @@ from tracelab_collectors import (
     LiveExamples,
     NoiseProbe,
     OptimizerState,
+    PerturbedLoss,
     Sharpness,
     Statistics,
     Weights,
@@ -23,6 +24,7 @@ from tracelab_collectors import (
 
 KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
 KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state", "sharpness"}
+KNOWN |= {"perturbed_loss"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -93,6 +95,17 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
                 examples=12,
                 noise_batches=2,
                 batch_size=8,
+            ),
+            PerturbedLoss(
+                every=120,
+                sigmas=(0.1,),
+                draws=1,
+                examples=12,
+                batches=2,
+                batch_size=8,
+                curvature=1,
+                lanczos_steps=2,
+                gradient_draws=1,
             ),
             Sharpness(
                 every=110,
