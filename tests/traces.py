@@ -4,7 +4,7 @@ import numpy as np
 
 import tracelab
 from tracelab.contracts import Variable
-from tracelab_collectors import Basin, HessianVectors, Sharpness
+from tracelab_collectors import Basin, HessianVectors, PerturbedLoss, Sharpness
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
 PER_LAYER = 4
@@ -134,6 +134,46 @@ def write_sharpness(writer, step, rng, scale=1.0, draws=8):
     )
 
 
+def define_perturbed_loss(writer):
+    """Declare a group of losses under noise, of a run of plain SGD with held-out data."""
+    attrs = {"n_weights": 28, "n_data": 1_000, "n_examples": 1_000, "n_held_out": 500}
+    attrs |= {"batch_size": 8, "replacement": True, "held_out": True, "plain_sgd": True}
+    writer.define(
+        "perturbed_loss",
+        kind="perturbed_loss",
+        variables=PerturbedLoss().variables(),
+        attrs={**attrs, "all_layers": True},
+    )
+
+
+def write_perturbed_loss(writer, step, rng, scale=1.0, batches=BATCHES, draws=8):
+    """Append losses and errors under noise: of a quadratic, less than one."""
+    sigma = np.array([1e-3, 1e-2, 0.1])
+    rises = scale * sigma[:, None, None] ** 2 * rng.exponential(1.0, (2, 2, 3, 2, draws))
+    change = scale * sigma[:, None] ** 2 * rng.exponential(1.0, (3, 2))
+    writer.append(
+        "perturbed_loss",
+        step=step,
+        sigma=sigma,
+        loss=np.array([0.4, 0.5]),
+        error=np.array([0.1, 0.2]),
+        loss_se=np.array([0.01, 0.02]),
+        error_se=np.array([0.01, 0.02]),
+        max_loss=0.7,
+        distance=np.sqrt(step),
+        noise_loss=0.4 + rises,
+        noise_error=0.1 + rises,
+        noise_variance=np.array([1.0, 0.5]),
+        noise_log_det=np.array([0.0, -2.0]),
+        eigenvalue=np.array([4.0, 3.0]),
+        gradient_change=change,
+        deviation=scale * rng.exponential(1.0, batches),
+        variance=scale * 0.9,
+        example_variance=scale * 7.2,
+        max_gradient_norm=scale * 3.0,
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -157,6 +197,10 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         define_sharpness(writer)
         for step in steps:
             write_sharpness(writer, step, curved)
+        define_perturbed_loss(writer)
+        perturbed = np.random.default_rng(seed + 3)
+        for step in steps:
+            write_perturbed_loss(writer, step, perturbed)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
         for step in range(distances):

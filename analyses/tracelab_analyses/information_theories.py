@@ -1,16 +1,17 @@
 r"""How much a trajectory can tell of its training data, by theories of noise added to it.
 
 Plain SGD, :math:`W_t = W_{t-1} - \eta_t G_t`, is looked at through noise that is added on paper,
-:math:`\tilde W_t = W_t + \xi_t`, :math:`\xi_t = \sum_{k \le t} N(0, \sigma_k^2 I)`, whose variance up
-to then is :math:`\sigma_{1:t}^2`. With S the training data and :math:`\tilde W_{<t}` the history,
+:math:`\tilde W_t = W_t + \xi_t`, :math:`\xi_t = \sum_{k \le t} N(0, \sigma_k^2 I)`, whose
+variance up to then is :math:`\sigma_{1:t}^2`. With S the training data and
+:math:`\tilde W_{<t}` the history,
 
 .. math:: I(\tilde W_T; S) \le \sum_t I(-\eta_t G_t + N(0, \sigma_t^2 I); S \mid \tilde W_{<t})
    \le \sum_t \frac{\eta_t^2}{2 \sigma_t^2} E \|G_t - m(\tilde W_{<t})\|^2
 
 by the chain rule and, for any m of the history alone, by the divergence between normal laws and its
 convexity. As a channel with Gaussian noise and a signal of that power (Shannon) it is also at most
-:math:`\frac d2 \log(1 + \frac{\eta_t^2}{d \sigma_t^2} E \|G_t - m\|^2)`, which is less. The gradient
-of the expected loss *at the noisy weights* is such an m:
+:math:`\frac d2 \log(1 + \frac{\eta_t^2}{d \sigma_t^2} E \|G_t - m\|^2)`, which is less. The
+gradient of the expected loss *at the noisy weights* is such an m:
 
 .. math:: G_t - g(\tilde W_{t-1}) = [G_t - g(W_{t-1})] + [g(W_{t-1}) - g(\tilde W_{t-1})],
 
@@ -25,8 +26,9 @@ whose parts have the mean squares V (variance) and :math:`\Gamma` (sensitivity):
   the loss is :math:`-\kappa |w - z|^2 / 2`, noise added early is overtaken by a difference that
   grows by :math:`1 + \eta \kappa` a step, and the information exceeds this sum without limit.
 
-Of all :math:`\sigma_t` with the same :math:`\sigma_{1:T}`, :math:`\sum \eta_t^2 V_t / \sigma_t^2` is
-least for :math:`\sigma_t^2 \propto \eta_t \sqrt{V_t}`, by Cauchy and Schwarz:
+Of all :math:`\sigma_t` with the same :math:`\sigma_{1:T}`,
+:math:`\sum \eta_t^2 V_t / \sigma_t^2` is least for
+:math:`\sigma_t^2 \propto \eta_t \sqrt{V_t}`, by Cauchy and Schwarz:
 :math:`\sum a_t / \sigma_t^2 \cdot \sum \sigma_t^2 \ge (\sum \sqrt{a_t})^2`.
 """
 

@@ -29,6 +29,7 @@ def test_our_own_plugins_are_found_as_a_third_partys_are():
         "curvature",
         "escape_times",
         "gaussianity",
+        "information_bound",
         "noise_law",
         "noise_scale",
         "sharpness",
