@@ -129,7 +129,7 @@ def information_bound(
     counts = np.searchsorted(every_step, step)
     out["n_data"][0], out["n_held_out"][0] = n_data, n_held_out
     out["n_batches"][0], out["n_draws"][0] = deviation.shape[-1], noisy.shape[-1]
-    out["n_steps"][0], out["range"][0] = counts[-1], span
+    out["n_steps"][0], out["range"][0], out["measure"][0] = counts[-1], span, by_error
     needed = (measure[:, 0], noisy[:, 0], deviation, gradient_change, learning_rate[: counts[-1]])
     status = _status(needed, counts, step, span, n_held_out, measure, noisy)
     out["status"][0] = int(status)
@@ -231,7 +231,8 @@ def _virtual(
         # Weights at the start know nothing of the data.
         terms = ("trajectory_term", "trajectory_term_se", "flatness_term", "flatness_term_se")
         return {theory: dict.fromkeys((*terms, "sigma"), 0.0) for theory in VIRTUAL}
-    levels, schedules = np.arange(len(path.sigma)), (0, 1)
+    levels = np.arange(len(path.sigma))
+    schedules: tuple[int, ...] = (0, 1)
     if total is not None:
         levels, schedules = np.abs(path.sigma - total).argmin(keepdims=True), (0,)
     chosen = best(
@@ -352,6 +353,8 @@ ANALYSIS = Analysis(
         Variable("gap_se", _ROW, description="standard error, over examples"),
         Variable("gap_low", _ROW, description="interval, lower end"),
         Variable("gap_high", _ROW, description="interval, upper end"),
+        Variable("measure", _CELL, dtype="uint8",
+                 description="what is bounded; 0: the loss, 1: the error"),
         Variable("range", _CELL, description="of what is bounded: 1 of the error, or loss_bound"),
         Variable("assumption_holds", (*_CELL, "theory", "assumption"), dtype="uint8",
                  description="0: not to be seen in a trace, 1: holds or is not needed, 2: fails"),

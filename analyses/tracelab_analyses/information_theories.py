@@ -40,7 +40,7 @@ import numpy as np
 
 from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["VIRTUAL", "Chosen", "Path", "Scales", "best", "scales"]
+__all__ = ["VIRTUAL", "Chosen", "Path", "Scales", "Spending", "best"]
 
 VIRTUAL = ("neu", "minkowski", "wang_mao")
 """Theories of noise that is added on paper."""
@@ -132,13 +132,15 @@ class Path:
 
     def between(self, rows: FloatArray) -> FloatArray:
         """Return values of rows, shape (row,), at every step."""
-        return (1 - self.part) * rows[self.left] + self.part * rows[self.right]
+        lefts = rows[self.left]
+        between: FloatArray = lefts + self.part * (rows[self.right] - lefts)
+        return between
 
     def summed(self, weights: FloatArray) -> FloatArray:
         """Return what each row's value counts in a weighted sum over steps, shape (row,)."""
         rows = len(self.variance)
-        lefts = np.bincount(self.left, weights * (1 - self.part), rows)
-        return lefts + np.bincount(self.right, weights * self.part, rows)
+        counted = np.bincount(self.left, weights * (1 - self.part), rows)
+        return np.asarray(counted + np.bincount(self.right, weights * self.part, rows), np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,60 @@ class Scales:
 
 
 @dataclass(frozen=True, slots=True)
+class Spending:
+    """How noise of a total variance of 1 is spent over the steps of a path.
+
+    Parameters
+    ----------
+    variance : ndarray, shape (step,)
+        V.
+    inverse : ndarray, shape (step,)
+        Squared learning rate over what is spent at the step.
+    before, log_before : ndarray, shape (step,)
+        What was spent before it, and half the logarithm of that.
+    sensitivity : ndarray, shape (row, level)
+        Sensitivity over sigma^2, estimated.
+    """
+
+    variance: FloatArray
+    inverse: FloatArray
+    before: FloatArray
+    log_before: FloatArray
+    sensitivity: FloatArray
+
+    @classmethod
+    def of(cls, path: Path, schedule: int) -> Spending:
+        """Return what is spent evenly (0), or in proportion to rate times root of V (1)."""
+        variance = path.between(path.variance)
+        share = np.full(len(variance), 1.0 / len(variance))
+        weights = path.rate * np.sqrt(variance)
+        if schedule == 1 and weights.sum() > 0:
+            share = weights / weights.sum()
+        before = np.maximum(np.cumsum(share) - share, 0.0)
+        # Nothing is spent before the first step, and where the rate is nothing.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
+            half = 0.5 * np.log(before)
+        # Unbiased estimates can be below nothing.
+        mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
+        return cls(variance, inverse, before, half, mean)
+
+    def scales(self, path: Path, total: float) -> Scales:
+        """Return the noise of a total standard deviation."""
+        levels = np.arange(len(path.sigma))
+        place = np.interp(self.log_before + np.log(total), np.log(path.sigma), levels)
+        left, right = (_at(self.sensitivity, rows, place) for rows in (path.left, path.right))
+        before = total**2 * self.before
+        return Scales(
+            self.inverse / total**2,
+            self.variance,
+            before * (left + path.part * (right - left)),
+            before,
+            place,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Chosen:
     """The noise that makes a theory's bound least, and what it says then.
 
@@ -189,30 +245,17 @@ class Chosen:
     sensitivity_only: float
 
 
-def scales(path: Path, total: float, schedule: int) -> Scales:
-    """Return the noise of a total standard deviation, spent by a schedule."""
-    count = len(path.rate)
-    variance = path.between(path.variance)
-    share = np.full(count, 1.0 / count)
-    weights = path.rate * np.sqrt(variance)
-    if schedule == 1 and weights.sum() > 0:
-        share = weights / weights.sum()
-    before = total**2 * np.maximum(np.cumsum(share) - share, 0.0)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(path.rate > 0, path.rate**2 / (total**2 * share), 0.0)
-        place = np.interp(0.5 * np.log(before), np.log(path.sigma), np.arange(len(path.sigma)))
-    mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
-    left, right = (_at(mean, rows, place) for rows in (path.left, path.right))
-    sensitivity = before * ((1 - path.part) * left + path.part * right)
-    return Scales(inverse, variance, sensitivity, before, place)
-
-
 def _at(table: FloatArray, rows: IntArray, place: FloatArray) -> FloatArray:
     """Return values of a table, shape (row, level, ...), between its levels."""
-    low = np.minimum(place.astype(np.int64), table.shape[1] - 1)
-    high = np.minimum(low + 1, table.shape[1] - 1)
+    last = table.shape[1] - 1
+    flat = table.reshape(-1, *table.shape[2:])
+    low = place.astype(np.int64)
+    first = rows * (last + 1)
+    below = flat.take(first + low, axis=0)
+    above = flat.take(first + np.minimum(low + 1, last), axis=0)
     part = (place - low).reshape(-1, *(1,) * (table.ndim - 2))
-    return (1 - part) * table[rows, low] + part * table[rows, high]
+    between: FloatArray = below + part * (above - below)
+    return between
 
 
 def information(
@@ -305,9 +348,10 @@ def best(
     """
     least = dict.fromkeys(VIRTUAL, np.inf)
     choice: dict[str, tuple[int, int]] = {}
-    for schedule in schedules:
+    spendings = {schedule: Spending.of(path, schedule) for schedule in schedules}
+    for schedule, spending in spendings.items():
         for level in levels.tolist():
-            noise = scales(path, float(path.sigma[level]), schedule)
+            noise = spending.scales(path, float(path.sigma[level]))
             for theory in VIRTUAL:
                 found = information(theory, noise, n_weights, constant)
                 total = np.sqrt(scale * found) + flatness[level]
@@ -315,7 +359,7 @@ def best(
                     least[theory], choice[theory] = total, (level, schedule)
     chosen = {}
     for theory, (level, schedule) in choice.items():
-        noise = scales(path, float(path.sigma[level]), schedule)
+        noise = spendings[schedule].scales(path, float(path.sigma[level]))
         chosen[theory] = Chosen(
             level,
             schedule,

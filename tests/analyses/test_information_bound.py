@@ -13,7 +13,7 @@ from tracelab import planning
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, NEEDS, THEORIES
 from tracelab_analyses.information_bound import ANALYSIS, information_bound
-from tracelab_analyses.information_theories import Path, scales
+from tracelab_analyses.information_theories import Path, Spending
 
 SIGMA = np.array([0.03, 0.1, 0.3, 1.0])
 BATCHES, DRAWS = 8, 3
@@ -189,7 +189,7 @@ def test_no_other_schedule_has_less_variance(seed):
         np.arange(steps), rate, np.arange(steps), SIGMA, np.repeat(variance[:, None], 2, 1),
         np.zeros((steps, SIGMA.size, 2)),
     )  # fmt: skip
-    best = np.sum(scales(path, 0.3, 1).inverse * variance)
+    best = np.sum(Spending.of(path, 1).scales(path, 0.3).inverse * variance)
     share = rng.dirichlet(np.full(steps, 5.0))
     assert best <= np.sum(rate**2 * variance / (0.09 * share)) * (1 + 1e-12)
     assert best == pytest.approx(np.sum(rate * np.sqrt(variance)) ** 2 / 0.09, rel=1e-12)
@@ -439,9 +439,17 @@ def test_it_says_what_is_bounded_and_what_is_wrong_with_it():
     assert "fixed before the data were seen" in text
     assert "one run stands for the mean" in text
     assert "ordered by the variance" in text
+    assert "is the gap itself" not in text
+    circular = said([0, 20], 0.01, 0.1, gap=0.05, flatness=0.04)
+    assert "is the gap itself" in " ".join(circular.warnings)
     modest = said([0, 20], 0.01, 0.1, gap=0.05, parameters={"sigma_total": 0.3})
     assert "within its range of 1" in modest.sentence
     assert "not so" not in " ".join(modest.warnings)
+    added = {"injected_noise": np.full(20, 0.5)}
+    # The least of all, by an example left out, is for runs of full batches.
+    assert "(pensia)" in said([0, 20], 0.01, 5.0, **added).sentence
+    full = {"batch_size": 100, "replacement": False}
+    assert "(negrea)" in said([0, 20], 0.01, 5.0, **added, **full).sentence
     momentum = said([0, 20], 0.01, 0.1, plain_sgd=False)
     assert "no momentum" in momentum.warnings[0]
     nothing = {"error": np.full((2, 2), np.nan)}
