@@ -109,8 +109,8 @@ def _warnings(row: xr.Dataset, theory: str) -> list[str]:
             "was learned it is the gap itself, measured, and no bound on it."
         )
     found.append(
-        "wang_mao leaves out the sensitivity of the gradient, by a step of its proof that is false "
-        "in general: it is shown for comparison."
+        "wang_mao leaves out the sensitivity of the gradient, by a step that is false in general: "
+        "it is shown for comparison."
     )
     return found
 

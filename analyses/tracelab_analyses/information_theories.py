@@ -20,11 +20,12 @@ whose parts have the mean squares V (variance) and :math:`\Gamma` (sensitivity):
 - ``neu``: :math:`\|a + b\|^2 \le 2\|a\|^2 + 2\|b\|^2` gives
   :math:`\frac c2 \sum \frac{\eta_t^2}{\sigma_t^2} (V_t + \Gamma_t)` with c = 2;
 - ``minkowski``: :math:`(\sqrt V + \sqrt\Gamma)^2` is never more, and goes into the logarithm;
-- ``wang_mao``: V alone goes into it. That is m = g(W), which the history does not hold: given it, W
-  still depends on S. It holds for steps that are linear and expand nothing (then the noisy weights
-  before the step tell more than the noise behind it lets through), and is false in general: where
-  the loss is :math:`-\kappa |w - z|^2 / 2`, noise added early is overtaken by a difference that
-  grows by :math:`1 + \eta \kappa` a step, and the information exceeds this sum without limit.
+- ``wang_mao``, as it is cited: V alone goes into it. That is m = g(W), which the history does not
+  hold: given it, W still depends on S. It holds for steps that are linear and expand nothing (then
+  the noisy weights before the step tell more than the noise behind it lets through), and is false
+  in general: where the loss is :math:`-\kappa |w - z|^2 / 2`, noise added early is
+  overtaken by a difference that grows by :math:`1 + \eta \kappa` a step, and the
+  information exceeds this sum without limit.
 
 Of all :math:`\sigma_t` with the same :math:`\sigma_{1:T}`,
 :math:`\sum \eta_t^2 V_t / \sigma_t^2` is least for
