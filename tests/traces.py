@@ -174,6 +174,11 @@ def write_perturbed_loss(writer, step, rng, scale=1.0, batches=BATCHES, draws=8)
     )
 
 
+def walk(rng, count, directions=8):
+    """Return the projected weights of so many steps of a random walk."""
+    return rng.standard_normal((count, len(LAYERS), directions)).cumsum(axis=0)
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -203,7 +208,14 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
             write_perturbed_loss(writer, step, perturbed)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
+        projected = walk(np.random.default_rng(seed + 4), distances)
         for step in range(distances):
             distance = np.sqrt(step) * np.array([1.0, 0.1]) * (1 + 0.01 * rng.standard_normal(2))
-            writer.append("weights", step=step, distance=distance, norm=1 + distance)
+            writer.append(
+                "weights",
+                step=step,
+                distance=distance,
+                norm=1 + distance,
+                projected=projected[step],
+            )
     return path

@@ -321,6 +321,11 @@ def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tupl
         kind = _kind(source)
         named = [kind] if kind in trace.groups else []
         candidates = named or [name for name, each in trace.kinds.items() if each == kind]
+        if len(candidates) > 1 and "@" in source and needed.optional:
+            # Several groups of a run agree, or it is not known which of them is meant.
+            name = source.split("@")[1]
+            values = {trace.groups[each].attrs.get(name) for each in candidates}
+            candidates = candidates[:1] if len(values) == 1 else []
         if len(candidates) > 1:
             raise UsageError(
                 f"analysis {analysis.name!r} reads a group of kind {kind!r}, and the trace has "

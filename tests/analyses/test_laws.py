@@ -155,7 +155,7 @@ def test_a_cell_takes_no_more_memory_than_is_set_aside_for_it(analysis, mode):
             np.arange(drawn.size) if dtype.kind == "i" and shape else drawn
         ).astype(dtype)
     if "seed" in inspect.signature(analysis.kernel).parameters:
-        inputs["seed"] = np.zeros((1, 1), np.uint64)
+        inputs["seed"] = np.zeros([1] * len(analysis.cell), np.uint64)
     size = sum(array.nbytes for array in inputs.values())
     analysis.kernel(**inputs, **analysis.resolve(given))
     tracemalloc.start()
@@ -235,7 +235,13 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
             writer.append("steps", step=step, learning_rate=0.1)
             writer.append("noise", step=step, sampled=values, mean_sampled=np.zeros(28))
             distance = np.full(2, np.nan if bad == "nan" else 1.0)
-            writer.append("weights", step=step, distance=distance, norm=distance)
+            writer.append(
+                "weights",
+                step=step,
+                distance=distance,
+                norm=distance,
+                projected=distance[:, None] * np.ones(4),
+            )
     result, failures = compute(analysis, tracelab.open(tmp_path / "bad.zarr"))
     assert failures == ()
     if analysis.name == "curvature" and bad == "one batch":

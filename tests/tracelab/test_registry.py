@@ -27,6 +27,7 @@ def entries(monkeypatch):
 def test_our_own_plugins_are_found_as_a_third_partys_are():
     assert set(registry.analyses()) == {
         "curvature",
+        "dimension_bound",
         "escape_times",
         "gaussianity",
         "information_bound",

@@ -129,7 +129,7 @@ def persistent_homology_dimension(
     sizes: tuple[int, ...] | None = None,
     power: float = 1.0,
     repeats: int = 10,
-    confidence: float = 0.95,
+    confidence: float | None = 0.95,
     seed: int,
 ) -> PersistentHomologyDimension:
     r"""Return the dimension that the growth of minimum spanning trees shows.
@@ -163,8 +163,9 @@ def persistent_homology_dimension(
         Exponent :math:`a` of the edges, above 0 and below the dimension.
     repeats : int
         Random orders.
-    confidence : float
-        Level of the interval.
+    confidence : float or None
+        Level of the interval. None: no interval and no standard errors, which take ten times the
+        rest.
     seed : int
         Of the orders, which are the same for all cells.
 
@@ -193,7 +194,8 @@ def persistent_homology_dimension(
     >>> bool(1.7 < found.dimension < 2.1)
     True
     """
-    check_confidence(confidence)
+    if confidence is not None:
+        check_confidence(confidence)
     if repeats < 1:
         raise UsageError(f"repeats must be at least 1, got {repeats}")
     cells, lead = _cells(points, power)
@@ -215,10 +217,11 @@ def persistent_homology_dimension(
     rng = np.random.default_rng(seed)
     orders = np.array([rng.permutation(n) for _ in range(repeats)])
     group = np.arange(n) * GROUPS // max(n, 1)
-    quantile = float(special.stdtrit(GROUPS - 1, 0.5 + confidence / 2))
+    groups = 0 if confidence is None else GROUPS
+    quantile = float(special.stdtrit(GROUPS - 1, 0.5 + (confidence or np.nan) / 2))
     for i in np.flatnonzero(status == Status.OK):
         away = _distances(np.ascontiguousarray(cells[i].T))
-        lengths = _lengths(away, orders, group, chosen, power)
+        lengths = _lengths(away, orders, group, groups, chosen, power)
         if not (lengths > 0).all():
             status[i] = Status.CONSTANT_INPUT
             continue
@@ -268,16 +271,16 @@ def _line(log_size: FloatArray, logs: FloatArray) -> FloatArray:
 
 
 def _estimates(found: FloatArray, power: float, quantile: float) -> tuple[float, ...]:
-    """Return the nine numbers from those of the whole and of ten parts (3, 1 + group)."""
-    (slope, *slopes), (curvature, *curvatures), (r2, *_) = found.tolist()
-    error, bend = (
-        float(np.sqrt((GROUPS - 1) / GROUPS * np.square(np.subtract(part, np.mean(part))).sum()))
-        for part in (slopes, curvatures)
-    )
+    """Return the nine numbers from lines of all points and, for errors, of parts: (3, 1 + group)."""
+    slope, curvature, r2 = found[:, 0].tolist()
+    error = bend = np.nan
+    if found.shape[1] > 1:
+        parts = found[:2, 1:] - found[:2, 1:].mean(axis=1, keepdims=True)
+        error, bend = np.sqrt((GROUPS - 1) / GROUPS * np.square(parts).sum(axis=1)).tolist()
     dimension = power / (1 - slope)
     low = power / (1 - slope + quantile * error)
     left = 1 - slope - quantile * error
-    high = power / left if left > 0 else np.inf
+    high = np.inf if left <= 0 else power / left
     # The derivative of the dimension by the slope.
     spread = dimension**2 / power * error
     return dimension, spread, low, high, slope, error, curvature, bend, r2
@@ -292,10 +295,11 @@ def _distances(x: FloatArray) -> FloatArray:
         row = away[i]
         for c in range(dims):
             here = x[c, i]
-            for j in range(n):
+            for j in range(i + 1, n):
                 row[j] += (x[c, j] - here) ** 2
-        for j in range(n):
+        for j in range(i + 1, n):
             row[j] = np.sqrt(row[j])
+            away[j, i] = row[j]
     return away
 
 
@@ -320,11 +324,16 @@ def _tree(away: FloatArray, points: IntArray, power: float) -> float:
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _lengths(
-    away: FloatArray, orders: IntArray, group: IntArray, sizes: IntArray, power: float
+    away: FloatArray,
+    orders: IntArray,
+    group: IntArray,
+    groups: int,
+    sizes: IntArray,
+    power: float,
 ) -> FloatArray:
     """Return lengths (1 + group, order, size): of all points, and without each group."""
-    out = np.empty((GROUPS + 1, orders.shape[0], sizes.size))
-    for taken in range(GROUPS + 1):
+    out = np.empty((groups + 1, orders.shape[0], sizes.size))
+    for taken in range(groups + 1):
         for k in range(orders.shape[0]):
             order = orders[k]
             kept = order[group[order] != taken - 1]

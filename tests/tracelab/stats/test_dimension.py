@@ -131,7 +131,7 @@ def test_flat_tori(d):
     for seed in range(8):
         angle = np.random.default_rng(seed).uniform(0, 2 * np.pi, (1_200, d))
         points = np.concatenate([np.cos(angle), np.sin(angle)], axis=1)
-        found.append(float(estimate(points, sizes=sizes, seed=seed).slope))
+        found.append(float(estimate(points, sizes=sizes, seed=seed, repeats=2).slope))
     bias = (2 * np.pi) ** 2 * sizes[0] ** (-2 / d) / 24
     if d == 1:
         bias += (math.log(sizes[0]) + 0.5772) / sizes[0]
@@ -259,9 +259,10 @@ def test_rows_do_not_know_each_other_and_seeds_decide():
 
 
 def test_intervals_hold_the_estimate_and_open_where_the_slope_may_be_one():
-    found = estimate(np.random.default_rng(4).standard_normal((3, 120, 200)))
-    good = found.status == Status.OK
-    assert (found.dimension_low[good] < found.dimension[good]).all()
+    found = estimate(np.random.default_rng(4).standard_normal((4, 150, 12)))
+    assert (found.status == Status.OK).all()
+    assert (found.dimension_low < found.dimension).all()
+    assert (found.dimension < found.dimension_high).all()
     assert np.isinf(found.dimension_high).any()
 
 
@@ -272,7 +273,7 @@ def test_intervals_hold_the_estimate_and_open_where_the_slope_may_be_one():
         (np.full((200, 2), np.nan), Status.NON_FINITE_INPUT),
         (np.r_[np.full((1, 2), np.inf), np.ones((199, 2))], Status.NON_FINITE_INPUT),
         (np.random.default_rng(0).random((99, 2)), Status.TOO_FEW_SAMPLES),
-        (np.eye(200) * np.arange(1, 201) ** 2.0, Status.NOT_CONVERGED),
+        (np.eye(200), Status.NOT_CONVERGED),
     ],
 )
 def test_what_has_no_dimension_says_why(points, status):
