@@ -114,7 +114,7 @@ def judged(
         _verdict(moved.pvalue, moved.pvalue >= LEVEL / 2 and kept),
         _verdict(rho_pvalue, rho_pvalue >= LEVEL or abs(rho) < CORRELATION),
         _verdict(gof_pvalue, gof_pvalue >= LEVEL),
-        _verdict(curvature, abs(curvature) <= bend),
+        _verdict(curvature, bool(abs(curvature) <= bend)),
         Assumption.UNCHECKED if lipschitz_given else Assumption.FAILS,
         Assumption.UNCHECKED,
         Assumption.FAILS,

@@ -29,6 +29,8 @@ THEORIES = tuple(NEEDS)
 HALVES = ("even", "odd")
 # A matrix of distances between more points is larger than what a cell is given.
 MAX_POINTS = 1_400
+# Tail indices below it make paths of few large steps.
+GAUSSIAN = 1.9
 _CELL = ("layer",)
 _BY_THEORY = ("layer", "theory")
 # In the order of THEORIES.
@@ -322,6 +324,11 @@ def _warnings(row: xr.Dataset) -> list[str]:
         "adversarial initializations, and correlate less with generalization than the norm of the "
         "weights does (Tan et al. 2024)."
     )
+    if float(row["alpha_high"]) < GAUSSIAN:
+        found.append(
+            "Where single steps are as long as the path, as at this tail index, the interval of "
+            "the persistent-homology dimension is too short by about half: it sees one path."
+        )
     control = float(row["alpha_control"])
     if float(row["alpha_high"]) >= control:
         found.append(

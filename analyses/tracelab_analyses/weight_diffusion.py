@@ -1,8 +1,9 @@
-"""Weight diffusion: does the distance from initialization grow like log t or like a power of t?
+"""Weight diffusion: how does the distance from initialization grow, and from when on?
 
 Hoffer, Hubara, Soudry (2017) find ``||w_t - w_0|| ~ log t`` in the initial high-learning-rate
-phase and read it as a random walk in a random potential ("ultra-slow diffusion"). Both laws are
-fitted here to the same points and compared on the same scale.
+phase and read it as a random walk in a random potential ("ultra-slow diffusion"). That law, a power
+of t and exponential saturation are fitted here to the same points and compared on the same scale,
+from the step on that the curve itself chooses.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
-from scipy import optimize, stats
 
 from tracelab.contracts import (
     NETWORK,
@@ -23,39 +23,51 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
+from tracelab.outcomes import blank
+from tracelab.stats import growth
+from tracelab.stats.growth_start import evenly, start_of_regime
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MIN_POINTS = 10
-PREFERENCES = ("undecided", "log", "power")
+PREFERENCES = ("undecided", *growth.LAWS)
 # Twice the log of the evidence ratio above which a preference is called strong.
 STRONG = 6.0
 FEW_EFFECTIVE = 10
+# Batches of so much of the data make nearly full-batch steps.
+NEARLY_FULL = 0.5
 
 _CELL = ("layer",)
+_NAMES = ("log t", "a power of t", "saturation")
+# Outputs that are parameters of a law: law, position, output.
+_FITTED: tuple[tuple[growth.Law, int, str], ...] = (
+    ("log", 1, "log_slope"),
+    ("power", 1, "power_exponent"),
+    ("saturation", 0, "saturation_level"),
+    ("saturation", 2, "saturation_time"),
+)
 
 
 def weight_diffusion(
     distance: FloatArray,
     step: IntArray,
+    batch_size: Array | None = None,
+    n_data: Array | None = None,
     *,
-    start: int = 1,
+    start: int | None = None,
     points: int = 100,
     confidence: float = 0.95,
 ) -> dict[str, Array]:
-    r"""Return both fits and which is better, by layer.
+    r"""Return three fits and which is better, by layer.
 
-    The fits are least squares in the distance itself,
+    .. math:: D_t = a + c \log t, \qquad D_t = k t^\nu, \qquad D_t = D_\infty - A e^{-t/\tau},
 
-    .. math:: D_t = a + c \log t, \qquad D_t = k t^\nu,
-
-    each of two parameters, on up to `points` steps evenly spaced in :math:`\log t` so that every
-    decade counts alike. Residuals of a trajectory depend on each other: the effective sample size
-    :math:`n_\mathrm{eff} = n (1 - \rho) / (1 + \rho)`, with :math:`\rho` the lag-one
-    autocorrelation of the better fit's residuals (at least 0), replaces ``n`` in the standard
-    errors and in the difference of Akaike's criterion.
+    by maximum likelihood with deviations whose correlation is estimated too
+    (`tracelab.stats.growth.fit`), on up to `points` steps evenly spaced in :math:`\log t` so that
+    every decade counts alike. They are compared by Akaike's criterion for small samples. Without
+    `start` the first step is the earliest from which a law foretells the last third of the curve
+    as well as from the best (`tracelab.stats.growth_start`); intervals take it as given.
 
     Parameters
     ----------
@@ -63,6 +75,8 @@ def weight_diffusion(
         Distance from initialization, unit ``weight``.
     step : ndarray of int, shape (step,)
         Optimizer steps.
+    batch_size, n_data : scalar arrays, optional
+        Examples of a recorded minibatch and in all.
     start, points, confidence
         See ``ANALYSIS.parameters``.
 
@@ -71,129 +85,130 @@ def weight_diffusion(
     dict of str to ndarray
         See ``ANALYSIS.outputs``.
     """
-    rows = [_layer(row, step, start, points, confidence) for row in distance]
-    return {
-        variable.name: np.array([row[variable.name] for row in rows])
-        for variable in ANALYSIS.outputs
-    }
+    out = blank(ANALYSIS.outputs, {"layer": len(distance), "law": len(growth.LAWS)})
+    if batch_size is not None and n_data is not None:
+        out["noise_batch_share"][:] = float(batch_size) / float(n_data)
+    for layer, row in enumerate(distance):
+        for name, value in _layer(row, step, start, points, confidence).items():
+            out[name][layer] = value
+    return out
 
 
 def _layer(
-    distance: FloatArray, step: IntArray, start: int, points: int, confidence: float
-) -> dict[str, float]:
-    row: dict[str, float] = {
-        variable.name: np.nan if variable.dtype == "float64" else 0 for variable in ANALYSIS.outputs
-    }
-    late = np.flatnonzero(step >= max(start, 1))
-    if late.size:
-        targets = np.geomspace(step[late[0]], step[late[-1]], points)
-        nearest = np.searchsorted(step[late], targets).clip(0, late.size - 1)
-        late = late[np.unique(nearest)]
-    t, d = step[late].astype(np.float64), distance[late]
-    row["n_samples"] = t.size
+    distance: FloatArray, step: IntArray, start: int | None, points: int, confidence: float
+) -> dict[str, Array | float]:
+    late = np.flatnonzero(step >= (start or 1))
+    t, d = step[late], np.asarray(distance[late], dtype=np.float64)
     if not np.isfinite(d).all():
-        row["status"] = int(Status.NON_FINITE_INPUT)
+        return {"n_samples": t.size, "status": int(Status.NON_FINITE_INPUT)}
+    first = start_of_regime(t, d, points) if start is None and t.size else 1.0
+    taken = evenly(t, first, np.inf, points)
+    t, d = t[taken], d[taken]
+    row: dict[str, Array | float] = {"n_samples": t.size}
+    fits = {law: growth.fit(t, d, law, confidence) for law in growth.LAWS}
+    status = Status(int(fits["log"].status))
+    row["status"] = int(status)
+    if status is not Status.OK:
         return row
-    if t.size < MIN_POINTS:
-        row["status"] = int(Status.TOO_FEW_SAMPLES)
-        return row
-    if np.ptp(d) == 0:
-        row["status"] = int(Status.CONSTANT_INPUT)
-        return row
-
-    log_design = np.column_stack([np.ones_like(t), np.log(t)])
-    coefficients = np.linalg.lstsq(log_design, d, rcond=None)[0]
-    slope, log_fit = float(coefficients[1]), log_design @ coefficients
-    exponent = _power_exponent(t, d)
-    prefactor = np.dot(d, t**exponent) / np.dot(t**exponent, t**exponent)
-    power_fit = prefactor * t**exponent
-    power_design = np.column_stack([t**exponent, prefactor * t**exponent * np.log(t)])
-
-    rss = {"log": np.sum((d - log_fit) ** 2), "power": np.sum((d - power_fit) ** 2)}
-    better = d - (log_fit if rss["log"] < rss["power"] else power_fit)
-    rho = np.clip(np.dot(better[1:], better[:-1]) / np.dot(better, better), 0.0, 0.99)
-    effective = max(t.size * (1 - rho) / (1 + rho), 3.0)
-    quantile = stats.t.ppf(0.5 + confidence / 2, effective - 2)
-    total = np.sum((d - d.mean()) ** 2)
-    for name, design, residual, value, column in (
-        ("log_slope", log_design, rss["log"], slope, 1),
-        ("power_exponent", power_design, rss["power"], exponent, 1),
-    ):
-        # Each point carries effective / n of an independent one.
-        covariance = np.linalg.inv(design.T @ design) * residual / (effective - 2)
-        error = float(np.sqrt(covariance[column, column]))
-        row[name], row[f"{name}_se"] = value, error
-        row[f"{name}_low"], row[f"{name}_high"] = value - quantile * error, value + quantile * error
-    row["log_intercept"], row["power_prefactor"] = float(coefficients[0]), float(prefactor)
-    row["log_r2"], row["power_r2"] = 1 - rss["log"] / total, 1 - rss["power"] / total
-    floor = np.finfo(np.float64).tiny
-    row["delta_aic"] = effective * np.log(max(rss["power"], floor) / max(rss["log"], floor))
-    row["preferred"] = 0 if abs(row["delta_aic"]) < STRONG else 1 if row["delta_aic"] > 0 else 2
-    row["n_effective"] = effective
+    for law, place, name in _FITTED:
+        found = fits[law]
+        row[name] = float(found.parameters[place])
+        row[f"{name}_se"] = float(found.parameters_se[place])
+        row[f"{name}_low"] = float(found.parameters_low[place])
+        row[f"{name}_high"] = float(found.parameters_high[place])
+    row["log_intercept"] = float(fits["log"].parameters[0])
+    row["power_prefactor"] = float(fits["power"].parameters[0])
+    for law in growth.LAWS:
+        row[f"{law}_r2"] = float(fits[law].r2)
+    criterion = growth.criteria([fits[law] for law in growth.LAWS])
+    row["delta_aic"] = criterion[1] - criterion[0]
+    evidence = np.exp(-0.5 * (criterion - criterion.min()))
+    row["akaike_weight"] = evidence / evidence.sum()
+    order = np.argsort(criterion, kind="stable")
+    clear = criterion[order[1]] - criterion[order[0]] >= STRONG
+    row["preferred"] = 1 + int(order[0]) if clear else 0
+    best = fits[growth.LAWS[order[0]]]
+    row["n_effective"] = float(best.n_effective)
+    row["innovation_share"] = float(best.innovation_share)
+    row["start"] = int(t[0])
     return row
-
-
-def _power_exponent(t: FloatArray, d: FloatArray) -> float:
-    def residual(nu: float) -> float:
-        # Scaled so that large t and nu cannot overflow; the prefactor is profiled out.
-        power = (t / t[-1]) ** nu
-        return float(np.sum((d - power * np.dot(d, power) / np.dot(power, power)) ** 2))
-
-    grid = np.linspace(-1.0, 3.0, 161)
-    best = int(np.argmin([residual(nu) for nu in grid]))
-    bounds = (grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)])
-    found = optimize.minimize_scalar(
-        residual, bounds=bounds, method="bounded", options={"xatol": 1e-10}
-    )
-    return float(found.x)
 
 
 def finding(result: xr.Dataset) -> Finding:
     """Return which law fits the network's distance better, and how clearly."""
     label = NETWORK if NETWORK in result["layer"].values else str(result["layer"].values[-1])
     row = result.sel(layer=label)
-    caveat = (
-        "A distance that grows like log t is no evidence of a random walk: on separable data with "
-        "cross-entropy the norm of the weights grows like log t without any noise (Soudry et al. "
-        "2018). Compare with a full-batch run."
-    )
-    dependent = (
-        f"The residuals of the better law depend on each other so much that the "
-        f"{int(row['n_samples'])} steps are worth {float(row['n_effective']):.0f} independent "
-        "ones: neither law follows the curve closely. Fit a later phase (start=)."
-    )
     status = Status(int(row["status"]))
     if status is not Status.OK:
         reason = status.name.lower().replace("_", " ")
         return Finding(f"The distance from initialization could not be fitted: {reason}.")
     preferred = PREFERENCES[int(row["preferred"])]
     verdict = {
-        "undecided": "Neither law of the distance from initialization fits clearly better",
-        "log": "The distance from initialization is better described by log t",
-        "power": "The distance from initialization is better described by a power of t",
+        "undecided": "No law of the distance from initialization fits clearly best",
+        "log": "The distance from initialization is best described by log t",
+        "power": "The distance from initialization is best described by a power of t",
+        "saturation": "The distance from initialization is best described by saturation",
     }[preferred]
+    weights = ", ".join(
+        f"{float(weight):.2f} for {name}"
+        for weight, name in zip(row["akaike_weight"].values, _NAMES, strict=True)
+    )
     exponent, low, high = (float(row[f"power_exponent{end}"]) for end in ("", "_low", "_high"))
-    difference = float(row["delta_aic"])
-    favoured = "log t" if difference > 0 else "the power"
-    log_r2, power_r2 = float(row["log_r2"]), float(row["power_r2"])
+    time, soon, late = (float(row[f"saturation_time{end}"]) for end in ("", "_low", "_high"))
+    saturating = "no time of saturation to be seen"
+    if np.isfinite(time):
+        saturating = f"time of saturation {time:.4g}, {soon:.4g} to {late:.4g}"
+    level = 100 * float(result.attrs.get("parameters", {}).get("confidence", 0.95))
     return Finding(
-        f"{verdict} (AIC favours {favoured} by {abs(difference):.1f}; R² {log_r2:.4f} for log t, "
-        f"{power_r2:.4f} for the power; exponent of t {exponent:.3f}, "
-        f"95 % interval {low:.3f} to {high:.3f}).",
-        (caveat, dependent) if float(row["n_effective"]) < FEW_EFFECTIVE else (caveat,),
+        f"{verdict} from step {int(row['start'])} on (Akaike weights {weights}; exponent of t "
+        f"{exponent:.3f}, {level:g} % interval {low:.3f} to {high:.3f}; {saturating}).",
+        tuple(_warnings(row, result.attrs.get("parameters", {}))),
     )
 
 
+def _warnings(row: xr.Dataset, parameters: Mapping[str, object]) -> list[str]:
+    found = [
+        "A distance that grows like log t is no evidence of a random walk: on separable data with "
+        "cross-entropy the norm of the weights grows like log t without any noise (Soudry et al. "
+        "2018). Compare with a full-batch run."
+    ]
+    share = float(row["noise_batch_share"])
+    if share >= NEARLY_FULL:
+        found.append(
+            f"Recorded minibatches hold {100 * share:.0f} % of the data: if the run was trained on "
+            "such, its steps are nearly those of full batches, and no walk is random."
+        )
+    if parameters.get("start") is None:
+        found.append(
+            "The first step was chosen by the curve: intervals take it as given, and are too short "
+            "where it is a close choice. Compare with start=."
+        )
+    if float(row["n_effective"]) < FEW_EFFECTIVE:
+        found.append(
+            f"Deviations from the best law depend on each other so much that the "
+            f"{int(row['n_samples'])} steps are worth {float(row['n_effective']):.0f} independent "
+            "ones: no law follows the curve closely."
+        )
+    if float(row["innovation_share"]) < 1:
+        found.append(
+            "Deviations from the best law are smoother than noise: the law itself is not quite "
+            f"right. Evidence counts {100 * float(row['innovation_share']):.0f} % of its points, "
+            "and intervals are wider for it."
+        )
+    return found
+
+
 def plot(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Return the exponent of t and the difference of AIC, by layer and trace."""
+    """Return the exponent of t and the weight of each law, by layer and trace."""
     from matplotlib.figure import Figure
 
     layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
     figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
-    figure.set_label("Exponent of the power law, and which law fits better, by layer.")
+    figure.set_label(
+        "Exponent of the power law, and Akaike weight of log t (circles), the power of t (squares) "
+        "and saturation (triangles), by layer."
+    )
     left, right = figure.subplots(1, 2, sharey=True)
-    if max(float(np.abs(result["delta_aic"]).max()) for result in results.values()) > 100:
-        right.set_xscale("symlog", linthresh=10)
     for index, (label, result) in enumerate(results.items()):
         good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
         offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
@@ -204,12 +219,13 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
             good["power_exponent_high"].values - value,
         ]
         left.errorbar(value, place, xerr=error, fmt="o", ms=4, color=f"C{index}", label=label)
-        right.plot(good["delta_aic"].values, place, "o", ms=4, color=f"C{index}")
+        for law, mark in enumerate("os^"):
+            weight = good["akaike_weight"].values[:, law]
+            right.plot(weight, place, mark, ms=4, color=f"C{index}")
     left.set_yticks(range(len(layers)), layers, fontsize=8)
     left.invert_yaxis()
     left.set(xlabel="exponent ν of t", title="Distance ∝ $t^ν$")
-    right.axvline(0, color="0.4", linestyle=":")
-    right.set(xlabel="ΔAIC (> 0: log t fits better)", title="log t against $t^ν$")
+    right.set(xlabel="Akaike weight", title="log t (o), $t^ν$ (□), saturation (△)")
     figure.legend(
         *left.get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper"
     )
@@ -218,8 +234,8 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 
 ANALYSIS = Analysis(
     name="weight_diffusion",
-    summary="How do weights leave their start? Distance against log t and a power of t",
-    version=1,
+    summary="How do weights leave their start? log t, a power of t or saturation",
+    version=2,
     inputs=(
         Input(
             Variable("distance", ("layer", "step"), "weight"),
@@ -230,7 +246,10 @@ ANALYSIS = Analysis(
         Input(
             Variable("step", ("step",), "step", "int64"),
             sources=("statistics/step", "weights/step"),
+            collector="Statistics() or Weights()",
         ),
+        Input(Variable("batch_size", ()), ("noise@batch_size",), optional=True),
+        Input(Variable("n_data", ()), ("noise@n_data",), optional=True),
     ),
     outputs=(
         Variable("log_slope", _CELL, "weight", description="c of D = a + c log t"),
@@ -245,9 +264,28 @@ ANALYSIS = Analysis(
         Variable("power_exponent_high", _CELL, description="interval, upper end"),
         Variable("power_prefactor", _CELL, "weight", description="k of D = k t^nu"),
         Variable("power_r2", _CELL, description="R squared of the power law"),
-        Variable("delta_aic", _CELL, description="AIC(power) - AIC(log): > 0 favours log t"),
+        Variable("saturation_level", _CELL, "weight", description="D_inf of D_inf - A exp(-t/tau)"),
+        Variable("saturation_level_se", _CELL, "weight", description="standard error"),
+        Variable("saturation_level_low", _CELL, "weight", description="interval, lower end"),
+        Variable("saturation_level_high", _CELL, "weight", description="interval, upper end"),
+        Variable("saturation_time", _CELL, "step", description="tau; NaN where it is not seen"),
+        Variable("saturation_time_se", _CELL, "step", description="standard error"),
+        Variable("saturation_time_low", _CELL, "step", description="interval, lower end"),
+        Variable("saturation_time_high", _CELL, "step", description="interval, upper end"),
+        Variable("saturation_r2", _CELL, description="R squared of saturation"),
+        Variable("delta_aic", _CELL, description="AICc(power) - AICc(log): > 0 favours log t"),
+        Variable("akaike_weight", ("layer", "law"), description="of each law, by AICc"),
         Variable(
-            "preferred", _CELL, dtype="uint8", description=f"0, 1, 2: {', '.join(PREFERENCES)}"
+            "preferred", _CELL, dtype="uint8", description=f"0 to 3: {', '.join(PREFERENCES)}"
+        ),
+        Variable("start", _CELL, "step", dtype="int64", description="first step fitted"),
+        Variable(
+            "noise_batch_share", _CELL, description="of the data in a recorded minibatch of noise"
+        ),
+        Variable(
+            "innovation_share",
+            _CELL,
+            description="of the best law: below 1 where it misses smoothly",
         ),
         Variable("n_samples", _CELL, dtype="int64", description="steps fitted"),
         Variable("n_effective", _CELL, description="independent steps they are worth"),
@@ -257,9 +295,12 @@ ANALYSIS = Analysis(
     kernel=weight_diffusion,
     finding=finding,
     plot=plot,
+    coords={"law": growth.LAWS},
     parameters=(
-        Parameter("start", 1, "first optimizer step to fit", low=1),
-        Parameter("points", 100, "steps fitted, evenly spaced in log t", low=MIN_POINTS, high=1e5),
+        Parameter("start", None, "first step to fit; none: chosen by the curve", low=1),
+        Parameter(
+            "points", 100, "steps fitted, evenly spaced in log t", low=growth.MIN_POINTS, high=1e4
+        ),
         Parameter("confidence", 0.95, "level of the intervals", low=0.5, high=0.9999),
     ),
     references=(
@@ -271,6 +312,10 @@ ANALYSIS = Analysis(
             "Soudry, Hoffer, Nacson, Gunasekar, Srebro, The Implicit Bias of Gradient Descent on "
             "Separable Data, Journal of Machine Learning Research 19 (2018)",
             "https://arxiv.org/abs/1710.10345",
+        ),
+        Reference(
+            "Burnham, Anderson, Model Selection and Multimodel Inference, 2nd edition (2002), "
+            "section 2.9 (Akaike weights)"
         ),
     ),
 )

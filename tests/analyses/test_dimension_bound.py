@@ -270,6 +270,20 @@ def test_of_a_trace_without_the_number_of_examples(record):
     assert (computed(trace, lipschitz=2.0, n_data=50)[1]["n_data"] == 50).all()
 
 
+@pytest.mark.parametrize(("sizes", "known"), [((99, 99), 99), ((99, 60), np.nan)])
+def test_of_a_trace_with_two_groups_of_noise(tmp_path, sizes, known):
+    """What they agree on is known, and what they do not is not."""
+    with tracelab.create(tmp_path / "two.zarr", {"a": (4, 6)}) as writer:
+        for name, size in zip(("first", "second"), sizes, strict=True):
+            attributes = {"batch_size": 8, "replacement": True, "n_data": size}
+            writer.define(name, kind="noise", attrs=attributes)
+            writer.append(name, step=0, sampled=np.ones((2, 24)), mean_sampled=np.ones(24))
+        for step, projected in enumerate(walk(np.random.default_rng(0), 150)):
+            writer.append("weights", step=step, projected=projected[:1])
+    _, found = computed(tracelab.open(tmp_path / "two.zarr"))
+    np.testing.assert_array_equal(found["n_data"], known)
+
+
 def test_a_trace_without_projections_names_what_records_them(tmp_path):
     with tracelab.create(tmp_path / "none.zarr", {"a": (4, 6)}) as writer:
         writer.append("weights", step=0, distance=np.ones(1), norm=np.ones(1))
@@ -296,9 +310,11 @@ def test_finding_says_dimensions_bounds_and_what_fails():
     assert ASSUMPTIONS["fixed"] in text
     assert "adversarial initializations" in text
     assert "squares to within 41 %" in text
+    assert "it sees one path" in text
     assert "Hoeffding's bound is" in text
     vacuous = told(bounds(path(), recorded_n_data=np.array(3.0)))
     assert "vacuous by its cover term" in vacuous.sentence
+    assert "it sees one path" not in " ".join(vacuous.warnings)
     assert "Exactly Gaussian increments read alpha = 2.00" in " ".join(vacuous.warnings)
 
 

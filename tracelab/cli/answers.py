@@ -59,7 +59,7 @@ MORE_STUDIES = (
 _LARGE_BATCH = 256
 _EXPECTED = 0.05
 # What the variable `preferred` of weight_diffusion says.
-_LAWS = ("undecided", "log t", "a power of t")
+_LAWS = ("undecided", "log t", "a power of t", "saturation")
 
 Found = Mapping[str, Mapping[Study, xr.Dataset]]
 
@@ -148,7 +148,7 @@ def _noise_and_weights(found: Found) -> str:
         parts.append(f"{run} {scale}; {walk}")
     return (
         "3. How large, and where to? Noise scale (examples) at the first -> last probe; whether "
-        "the distance from the initial weights grows like log t or a power of t: "
+        "the distance from the initial weights grows like log t or a power of t, or saturates: "
         f"{'. '.join(parts)}."
     )
 

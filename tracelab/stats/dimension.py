@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numba
@@ -233,9 +234,17 @@ def persistent_homology_dimension(
             continue
         numbers[:, i] = _estimates(found, power, quantile)
         log_length[i] = logs[0]
-    estimates = (row.reshape(lead) for row in numbers)
+    by_cell = numbers.reshape(len(numbers), *lead)
     return PersistentHomologyDimension(
-        *estimates,
+        dimension=by_cell[0],
+        dimension_se=by_cell[1],
+        dimension_low=by_cell[2],
+        dimension_high=by_cell[3],
+        slope=by_cell[4],
+        slope_se=by_cell[5],
+        curvature=by_cell[6],
+        curvature_se=by_cell[7],
+        r2=by_cell[8],
         log_length=log_length.reshape(*lead, chosen.size),
         sizes=chosen,
         n_points=n,
@@ -252,7 +261,8 @@ def _cells(points: ArrayLike, power: float) -> tuple[FloatArray, tuple[int, ...]
         )
     if not power > 0:
         raise UsageError(f"power must be above 0, got {power!r}")
-    return values.reshape(-1, *values.shape[-2:]), values.shape[:-2]
+    lead = values.shape[:-2]
+    return values.reshape(math.prod(lead), *values.shape[-2:]), lead
 
 
 def _line(log_size: FloatArray, logs: FloatArray) -> FloatArray:
@@ -271,7 +281,7 @@ def _line(log_size: FloatArray, logs: FloatArray) -> FloatArray:
 
 
 def _estimates(found: FloatArray, power: float, quantile: float) -> tuple[float, ...]:
-    """Return the nine numbers from lines of all points and, for errors, of parts: (3, 1 + group)."""
+    """Return the nine numbers from lines of all points and, for errors, of parts (3, 1 + part)."""
     slope, curvature, r2 = found[:, 0].tolist()
     error = bend = np.nan
     if found.shape[1] > 1:
