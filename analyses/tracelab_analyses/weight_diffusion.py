@@ -118,6 +118,7 @@ def _layer(
         row[f"{name}_high"] = float(found.parameters_high[place])
     row["log_intercept"] = float(fits["log"].parameters[0])
     row["power_prefactor"] = float(fits["power"].parameters[0])
+    row["saturation_amplitude"] = float(fits["saturation"].parameters[1])
     for law in growth.LAWS:
         row[f"{law}_r2"] = float(fits[law].r2)
     criterion = growth.criteria([fits[law] for law in growth.LAWS])
@@ -268,6 +269,7 @@ ANALYSIS = Analysis(
         Variable("saturation_level_se", _CELL, "weight", description="standard error"),
         Variable("saturation_level_low", _CELL, "weight", description="interval, lower end"),
         Variable("saturation_level_high", _CELL, "weight", description="interval, upper end"),
+        Variable("saturation_amplitude", _CELL, "weight", description="A of D_inf - A exp(-t/tau)"),
         Variable("saturation_time", _CELL, "step", description="tau; NaN where it is not seen"),
         Variable("saturation_time_se", _CELL, "step", description="standard error"),
         Variable("saturation_time_low", _CELL, "step", description="interval, lower end"),

@@ -50,6 +50,7 @@ def test_exact_power_law_is_found():
 def test_an_exact_saturation_is_found():
     found = fit(saturation(12.0, 11.0, 700.0))
     assert found["saturation_level"] == pytest.approx(12, rel=1e-8)
+    assert found["saturation_amplitude"] == pytest.approx(11, rel=1e-8)
     assert found["saturation_time"] == pytest.approx(700, rel=1e-6)
     assert found["preferred"] == 3
     np.testing.assert_allclose(found["akaike_weight"], [0, 0, 1], atol=1e-12)

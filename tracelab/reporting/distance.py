@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 
 __all__ = ["distance_picture"]
 
-# Any analysis that says so fits D = a + c log t and D = k t^nu.
-_LAWS = ("log_intercept", "log_slope", "power_prefactor", "power_exponent")
+# Any analysis that says so fits D = a + c log t, D = k t^nu and D = D_inf - A exp(-t / tau).
+_LAWS = (
+    "log_intercept",
+    "log_slope",
+    "power_prefactor",
+    "power_exponent",
+    "saturation_level",
+    "saturation_amplitude",
+    "saturation_time",
+    "start",
+)
 _POINTS = 300
 
 logger = logging.getLogger(__name__)
@@ -52,6 +61,8 @@ def distance_picture(traces: Mapping[str, Trace]) -> Picture | None:
     if fitted:
         axes.add_line(Line2D([], [], color="0.3", lw=1.2, ls="--", label="a + c log t"))
         axes.add_line(Line2D([], [], color="0.3", lw=1.2, ls=":", label="k t$^ν$"))
+        saturation = "D$_∞$ - A exp(-t/τ)"
+        axes.add_line(Line2D([], [], color="0.3", lw=1.2, ls="-.", label=saturation))
     axes.set_xscale("log")
     axes.set(xlabel="optimizer step t", ylabel="distance ‖w(t) − w(0)‖ (weight)")
     axes.set_ylim(bottom=0)
@@ -93,11 +104,13 @@ def _laws(axes: Axes, trace: Trace, step: FloatArray, color: str) -> bool:
     fit = _fit(trace)
     if fit is None:
         return False
-    start = int(dict(fit.attrs.get("parameters", {})).get("start", 1))
-    t = step[step >= max(start, 1)]
-    intercept, slope, prefactor, exponent = (float(fit[name]) for name in _LAWS)
+    numbers = (float(fit[name]) for name in _LAWS)
+    intercept, slope, prefactor, exponent, level, amplitude, time, start = numbers
+    t = step[step >= start]
     axes.plot(t, intercept + slope * np.log(t), color=color, lw=1.2, ls="--")
     axes.plot(t, prefactor * t**exponent, color=color, lw=1.2, ls=":")
+    if np.isfinite(time):
+        axes.plot(t, level - amplitude * np.exp(-t / time), color=color, lw=1.2, ls="-.")
     return True
 
 

@@ -27,12 +27,20 @@ def test_fitted_laws_are_drawn_from_the_stored_result(runs):
     axes = Figure().subplots()
     t = np.array([1.0, 10.0, 50.0])
     assert _laws(axes, trace, t, "C0")
-    log, power = (line.get_ydata() for line in axes.lines)
+    # From the step on from which they were fitted.
+    t = t[t >= int(fit["start"])]
+    log, power, *saturation = (line.get_ydata() for line in axes.lines)
     np.testing.assert_allclose(
         log, float(fit["log_intercept"]) + float(fit["log_slope"]) * np.log(t)
     )
     # The run diffuses like sqrt(t) sqrt(1 + 4), which the power law must find.
     np.testing.assert_allclose(power, np.sqrt(5 * t), rtol=0.02)
+    level, amplitude, time = (
+        float(fit[f"saturation_{name}"]) for name in ("level", "amplitude", "time")
+    )
+    assert len(saturation) == np.isfinite(time)
+    for curve in saturation:
+        np.testing.assert_allclose(curve, level - amplitude * np.exp(-t / time))
 
 
 def test_nothing_recorded_is_no_curve(tmp_path):
