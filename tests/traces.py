@@ -5,6 +5,7 @@ import numpy as np
 import tracelab
 from tracelab.contracts import Variable
 from tracelab_collectors import Basin, HessianVectors, PerturbedLoss, Sharpness
+from tracelab_collectors.workers import variables as of_workers
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
 PER_LAYER = 4
@@ -179,6 +180,30 @@ def walk(rng, count, directions=8):
     return rng.standard_normal((count, len(LAYERS), directions)).cumsum(axis=0)
 
 
+def define_workers(writer):
+    """Declare what workers of a job have, and micro-batches of their steps."""
+    writer.define("workers", kind="workers", variables=of_workers())
+    writer.define("micro_batches", kind="noise", attrs={"batch_size": 8})
+
+
+def write_workers(writer, step, rng, scale=1.0, workers=4):
+    """Append weights and gradients that share a mean, and as many micro-batches."""
+
+    def around(mean):
+        return scale * (mean + rng.standard_normal((workers, len(LAYERS), 64)))
+
+    writer.append(
+        "workers",
+        step=step,
+        gradient_projected=around(1.0),
+        gradient_squared_norm=np.full((workers, len(LAYERS)), 128.0),
+        gradient_variance=np.full((workers, len(LAYERS)), scale * 32.0),
+        weight_projected=around(5.0),
+        weight_squared_norm=np.full((workers, len(LAYERS)), 1700.0),
+    )
+    writer.append("micro_batches", step=step, projected=around(1.0))
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -206,6 +231,9 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         perturbed = np.random.default_rng(seed + 3)
         for step in steps:
             write_perturbed_loss(writer, step, perturbed)
+        define_workers(writer)
+        for step in range(20):
+            write_workers(writer, step, curved)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
         projected = walk(np.random.default_rng(seed + 4), distances)

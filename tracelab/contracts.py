@@ -70,7 +70,8 @@ class Input:
         Where it can come from, the first that is recorded wins. ``"noise"`` are noise samples
         (dims ``step, layer, batch, series``) of minibatches, ``"examples"`` those of single
         examples or of batches drawn from them; ``"kind/array"`` is an array or a coordinate
-        (``"statistics/step"``) of the group of that kind; ``"kind@attribute"`` is a scalar.
+        (``"statistics/step"``) of the group of that kind; ``"kind@attribute"`` is a scalar, and
+        ``"@attribute"`` what the trace itself says, whatever it is (dtype ``object``).
     network : {"sum", "root_sum_square", None}
         How layers combine into the row ``network``; None where the input has no layers or the
         source combines them itself (noise samples).

@@ -154,8 +154,10 @@ def _field(
         total: FloatArray | None = None
         for part in _layer_by_layer(stored, selection, there.count):
             values = np.moveaxis(part, axis, 0).astype(np.float64)
-            for value in np.square(values, out=values) if squares else values:
-                total = value.copy() if total is None else np.add(total, value, out=total)
+            # What is not finite stays so, and is a status of the cell.
+            with np.errstate(invalid="ignore"):
+                for value in np.square(values, out=values) if squares else values:
+                    total = value.copy() if total is None else np.add(total, value, out=total)
         assert total is not None
         network = np.expand_dims(np.sqrt(total) if squares else total, axis)
         parts.append(network)
@@ -222,9 +224,9 @@ def _squared(
 ) -> tuple[Array, tuple[str, ...]]:
     """Return squared norms from gradients, with dims (step, layer, batch) or (step, layer)."""
     values = stored[read.array]
-    centred = read.kind == "deviation"
+    centred, single = read.kind == "deviation", read.kind == "signal"
     mean = stored.get(f"mean_{read.array}") if centred else None
-    batches = values.shape[values.dims.index("batch")] if centred else 1
+    batches = 1 if single else values.shape[values.dims.index("batch")]
     out = np.zeros((rows.size, layers.size, batches))
     numel = None
     if there.spans is not None:
@@ -245,7 +247,7 @@ def _squared(
                 out[i, known[layer]] = squared
         if -1 in known:
             out[i, known[-1]] = network
-    return (out, ("step", "layer", "batch")) if centred else (out[..., 0], ("step", "layer"))
+    return (out[..., 0], ("step", "layer")) if single else (out, ("step", "layer", "batch"))
 
 
 def _elements(

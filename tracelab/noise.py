@@ -489,7 +489,9 @@ def squared_norm(values: Array, mean: Array | None, *, centred: bool) -> FloatAr
     total: FloatArray = np.zeros(count)
     for begin in range(0, values.shape[1], RUN):
         part = np.array(values[:, begin : begin + RUN], dtype=np.float64, order="C")
-        if centred:
-            part -= part.mean(axis=0) if mean is None else np.asarray(mean[begin : begin + RUN])
-        total += np.square(part, out=part).sum(axis=1)
+        # What is not finite stays so, and is a status of the cell.
+        with np.errstate(invalid="ignore"):
+            if centred:
+                part -= part.mean(axis=0) if mean is None else np.asarray(mean[begin : begin + RUN])
+            total += np.square(part, out=part).sum(axis=1)
     return inflate * total

@@ -17,17 +17,15 @@ from tracelab.addressing import Address, address, spans
 from tracelab.contracts import NETWORK, Analysis, Input
 from tracelab.cutting import MAX_TASKS, Block, Grain
 from tracelab.errors import NotRecordedError, UsageError
+from tracelab.sources import DERIVED, SKETCHED, check_units, locate
 from tracelab.trace import Trace
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import FloatArray, IntArray
 
 __all__ = ["MAX_TASKS", "Block", "Plan", "Read", "plan", "restrict"]
 
-# Quantities that are taken from the group if it holds them, else derived from gradients.
-DERIVED = {"noise/squared_deviation": "squared_deviation", "noise/signal": "mean_squared_norm"}
-
-# Sources of noise samples.
-SAMPLES = ("noise", "examples")
+# Kinds of reading that make squared norms of gradients.
+SQUARES = ("deviation", "norm", "signal")
 
 PIECE_BYTES = 2**25
 
@@ -40,8 +38,8 @@ class Read:
     ----------
     kind : str
         ``constant``: an attribute, already read. ``field``: an array as it is recorded. ``noise``:
-        noise samples. ``deviation`` and ``signal``: squared norms of noise and of the full-data
-        gradient, from gradients.
+        noise samples. ``deviation``, ``norm`` and ``signal``: squared norms of noise, of minibatch
+        gradients and of the full-data gradient, from gradients.
     group, array : str
         Where; of the last three the sketch.
     whole : bool
@@ -51,7 +49,7 @@ class Read:
         (`tracelab.drawing.Draws`), None for what was recorded.
     """
 
-    kind: Literal["constant", "field", "noise", "deviation", "signal"]
+    kind: Literal["constant", "field", "noise", "deviation", "norm", "signal"]
     group: str
     array: str
     value: Any = None
@@ -161,7 +159,7 @@ def plan(
     sources: dict[str, str] = {}
     for needed in analysis.inputs:
         try:
-            source, group = _locate(needed, trace, analysis, parameters.get("group", "auto"))
+            source, group = locate(needed, trace, analysis, parameters.get("group", "auto"))
         except NotRecordedError:
             if needed.optional:
                 continue
@@ -170,19 +168,19 @@ def plan(
         groups[source] = group
     taken = [needed for needed in analysis.inputs if needed.variable.name in sources]
     for needed in taken:
-        _check_units(needed, sources[needed.variable.name], groups, trace, analysis)
+        check_units(needed, sources[needed.variable.name], groups, trace, analysis)
     reads = {
         needed.variable.name: replace(
             _read(needed, sources, groups, trace, parameters, seed), whole=needed.whole
         )
         for needed in taken
     }
-    datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values())}
+    datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values()) if name}
     names = {name: _layers(name, datasets[name], reads, trace) for name in datasets}
     needing = {
         groups[sources[needed.variable.name]]: None
         for needed in taken
-        if not (needed.optional or needed.whole)
+        if not (needed.optional or needed.whole) and groups[sources[needed.variable.name]]
     }
     first, *others = needing
     layered = [labels for labels in names.values() if labels]
@@ -218,9 +216,10 @@ def plan(
             labels,
         )
         for read in reads.values()
+        if read.group
     }
     for read in reads.values():
-        if read.kind in ("noise", "deviation", "signal") and not read.array.endswith("projected"):
+        if read.kind in ("noise", *SQUARES) and not read.array.endswith("projected"):
             known = spans(trace, read.group, names[read.group])
             addresses[read.place] = replace(addresses[read.place], spans=known)
     grain = _grain(analysis, reads, addresses, trace, rows.size, len(labels))
@@ -310,89 +309,6 @@ def _coords(
     return found
 
 
-def _kind(source: str) -> str:
-    return source.split("/")[0].split("@")[0]
-
-
-def _locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tuple[str, str]:
-    if group != "auto" and set(needed.sources) & set(SAMPLES):
-        return _named(group, needed, trace, analysis)
-    for source in needed.sources:
-        kind = _kind(source)
-        named = [kind] if kind in trace.groups else []
-        candidates = named or [name for name, each in trace.kinds.items() if each == kind]
-        if len(candidates) > 1 and "@" in source and needed.optional:
-            # Several groups of a run agree, or it is not known which of them is meant.
-            name = source.split("@")[1]
-            values = {trace.groups[each].attrs.get(name) for each in candidates}
-            candidates = candidates[:1] if len(values) == 1 else []
-        if len(candidates) > 1:
-            raise UsageError(
-                f"analysis {analysis.name!r} reads a group of kind {kind!r}, and the trace has "
-                f"several: {', '.join(candidates)}; name one of them {kind!r}"
-                f"{', or give group=NAME' if source in SAMPLES else ''}"
-            )
-        if candidates and _holds(trace.groups[candidates[0]], source):
-            return source, candidates[0]
-    remedy = f"record it with {needed.collector}; " if needed.collector else ""
-    raise NotRecordedError(
-        f"analysis {analysis.name!r} needs {' or '.join(needed.sources)}, which this trace does "
-        f"not hold; {remedy}it holds: {', '.join(trace.groups) or 'no group'}"
-    )
-
-
-def _named(group: str, needed: Input, trace: Trace, analysis: Analysis) -> tuple[str, str]:
-    """Return the source of a group that the user names."""
-    fitting = [name for name, kind in trace.kinds.items() if kind in needed.sources]
-    if group not in fitting:
-        raise NotRecordedError(
-            f"analysis {analysis.name!r} reads groups of kind {' or '.join(needed.sources)}, and "
-            f"{group!r} is none of this trace; there are: {', '.join(fitting) or 'none'}"
-        )
-    kind = trace.kinds[group]
-    if not _holds(trace.groups[group], kind):
-        raise NotRecordedError(f"the group {group!r} holds no gradients")
-    return kind, group
-
-
-def _holds(group: xr.Dataset, source: str) -> bool:
-    if "@" in source:
-        return source.split("@")[1] in group.attrs
-    if source == "noise/signal":
-        return any(str(name).startswith("mean_") and name != "mean_loss" for name in group)
-    if source == "noise" or source in DERIVED:
-        return "batch" in group.dims
-    if source == "examples":
-        return "example" in group.dims
-    return source.split("/")[1] in group.variables
-
-
-def _check_units(
-    needed: Input, source: str, groups: Mapping[str, str], trace: Trace, analysis: Analysis
-) -> None:
-    if "@" in source:
-        return
-    group = trace.groups[groups[source]]
-    wanted = needed.variable.units
-    if source in SAMPLES:
-        names: tuple[str, ...] = noise.SKETCHED
-    elif source in DERIVED:
-        # Derived from the gradients themselves, unless recorded as such.
-        names, wanted = noise.SKETCHED, "loss/weight"
-    else:
-        names = (source.split("/")[1],)
-    wrong = sorted(
-        str(group[name].attrs.get("units"))
-        for name in names
-        if name in group.variables and group[name].attrs.get("units") != wanted
-    )
-    if wrong:
-        raise UsageError(
-            f"analysis {analysis.name!r} needs {source} in {wanted!r}, "
-            f"and the trace holds it in {wrong[0]!r}"
-        )
-
-
 def _read(
     needed: Input,
     sources: Mapping[str, str],
@@ -403,6 +319,8 @@ def _read(
 ) -> Read:
     source = sources[needed.variable.name]
     group = groups[source]
+    if not group:
+        return Read("constant", group, "", trace.attrs[source[1:]])
     dataset = trace.groups[group]
     if "@" in source:
         return Read("constant", group, "", dataset.attrs[source.split("@")[1]])
@@ -419,6 +337,9 @@ def _read(
             seed=seed,
         )
         return Read("noise", group, noise.sketch_of(dataset, parameters.get("sketch")), draws)
+    if source in SKETCHED:
+        kind: Any = SKETCHED[source]
+        return Read(kind, group, noise.sketch_of(dataset, parameters.get("sketch")))
     if source not in DERIVED:
         return Read("field", group, source.split("/")[1])
     if DERIVED[source] in dataset:
@@ -469,7 +390,7 @@ def _grain(
         read_here = np.where(there.layers < 0, all_layers, own)
         if read.kind == "noise" and "coordinate" in stored.dims:
             held += read_here * _made(read.value)
-        elif read.kind in ("deviation", "signal"):
+        elif read.kind in SQUARES:
             held += 8.0 * (
                 stored.shape[stored.dims.index("batch")] if "batch" in stored.dims else 1
             )

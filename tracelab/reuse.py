@@ -94,7 +94,7 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
     # Not the bytes: reading them all to learn that nothing has changed is most of an analysis.
     # Committed rows never change within a generation of a run, so names and layout identify them.
     groups = {}
-    for name in sorted(set(plan.groups.values())):
+    for name in sorted(set(plan.groups.values()) - {""}):
         group = trace.groups[name]
         groups[name] = {
             "attributes": {
@@ -117,6 +117,12 @@ def _input(plan: Plan, trace: Trace) -> dict[str, Any]:
         "generation": trace.attrs.get("generation", 0),
         "groups": groups,
         "sources": plan.sources,
+        # What is said of the whole trace.
+        "said": {
+            name: read.value
+            for name, read in sorted(plan.reads.items())
+            if read.kind == "constant" and not read.group
+        },
     }
 
 
@@ -127,7 +133,9 @@ def _by_rows(plan: Plan) -> list[str]:
         optional: {
             plan.reads[each.variable.name].group
             for each in plan.analysis.inputs
-            if each.variable.name in plan.reads and each.optional is optional
+            if each.variable.name in plan.reads
+            and each.optional is optional
+            and plan.reads[each.variable.name].group
         }
         for optional in (False, True)
     }

@@ -25,6 +25,7 @@ from tracelab.contracts import (
 from tracelab.outcomes import at_ends, shown, subject
 from tracelab.series import PROBE
 from tracelab.typing import Array, FloatArray, Status
+from tracelab_analyses.momentum import momentum_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +41,7 @@ def noise_scale(
     batch_size: Array,
     replacement: Array,
     n_data: Array,
+    optimizer: Array | None = None,
     *,
     confidence: float = 0.95,
 ) -> dict[str, Array]:
@@ -63,6 +65,8 @@ def noise_scale(
         Examples a batch and in all.
     replacement : scalar array of bool
         Whether batches were drawn with replacement.
+    optimizer : scalar array of object, optional
+        Name and hyper-parameters of the optimizer, or of several.
     confidence : float
         Level of the intervals.
 
@@ -92,6 +96,9 @@ def noise_scale(
     status[~finite] = int(Status.NON_FINITE_INPUT)
     usable = (signal > 0) & finite
     scale = 1.0 / np.where(usable, signal, np.nan)
+    momentum = momentum_of(None if optimizer is None else optimizer.item())
+    filtered = (momentum.gain, momentum.update_noise) if momentum else (np.nan, np.nan)
+    magnified = momentum.magnification if momentum else np.nan
     return {
         "noise_scale": trace * scale,
         "noise_scale_se": error * scale,
@@ -102,6 +109,9 @@ def noise_scale(
         "trace_cov_low": low,
         "trace_cov_high": high,
         "signal": signal,
+        "momentum_gain": np.full(trace.shape, filtered[0]),
+        "update_noise": np.full(trace.shape, filtered[1]),
+        "magnification": np.full(trace.shape, magnified),
         "n_batches": np.full(trace.shape, count),
         "status": status,
     }
@@ -123,12 +133,29 @@ def finding(result: xr.Dataset) -> Finding:
     parts = at_ends(good, describe)
     where = subject(good)
     return Finding(
-        f"The gradient noise scale of {where} is {', and '.join(parts)}.",
+        f"The gradient noise scale of {where} is {', and '.join(parts)}.{_momentum(good)}",
         (
             "Late in training the full-data gradient is tiny and the noise scale large and "
             "volatile; it is not comparable between optimizers that precondition the gradient.",
         ),
     )
+
+
+def _momentum(rows: xr.Dataset) -> str:
+    """Return what is said of the optimizer's momentum, if it has one that is known."""
+    gain, noise, magnified = (
+        float(rows[name].isel(step=0))
+        for name in ("momentum_gain", "update_noise", "magnification")
+    )
+    if not np.isfinite(gain) or gain == noise == 1.0:
+        return ""
+    said = (
+        f" Momentum makes a step {gain:.3g} times as long in the long run, and an update's noise "
+        f"variance {noise:.3g} times that of plain SGD at the same long-run step"
+    )
+    if magnified != 1.0:
+        said += f", {magnified:.3g} times that of one moving average"
+    return f"{said}."
 
 
 def plot(results: Mapping[str, xr.Dataset]) -> Figure:
@@ -164,7 +191,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
 ANALYSIS = Analysis(
     name="noise_scale",
     summary="How noisy is the gradient? Noise scale, trace of the covariance, signal",
-    version=1,
+    version=2,
     inputs=(
         Input(
             Variable("squared_deviation", ("step", "layer", "batch"), _SQUARED),
@@ -181,6 +208,12 @@ ANALYSIS = Analysis(
         Input(Variable("batch_size", (), dtype="int64"), ("noise@batch_size",), collector=PROBE),
         Input(Variable("replacement", (), dtype="bool"), ("noise@replacement",), collector=PROBE),
         Input(Variable("n_data", (), dtype="int64"), ("noise@n_data",), collector=PROBE),
+        Input(
+            Variable("optimizer", (), dtype="object"),
+            ("@optimizers", "@optimizer"),
+            optional=True,
+            collector="tracelab.attach",
+        ),
     ),
     outputs=(
         Variable("noise_scale", _CELL, "1", description="tr(Sigma) / |G|^2, in examples"),
@@ -192,6 +225,13 @@ ANALYSIS = Analysis(
         Variable("trace_cov_low", _CELL, _SQUARED, description="interval, lower end"),
         Variable("trace_cov_high", _CELL, _SQUARED, description="interval, upper end"),
         Variable("signal", _CELL, _SQUARED, description="|G|^2 of the full-data gradient"),
+        Variable("momentum_gain", _CELL, description="long-run step, over that of plain SGD"),
+        Variable(
+            "update_noise", _CELL, description="noise over squared signal of an update, over SGD's"
+        ),
+        Variable(
+            "magnification", _CELL, description="of it by positive-negative momentum, by formula"
+        ),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches: the sample size"),
         Variable("status", _CELL, dtype="uint8"),
     ),

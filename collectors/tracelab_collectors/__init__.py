@@ -14,6 +14,7 @@ from tracelab_collectors.perturbed_loss import PerturbedLoss
 from tracelab_collectors.sharpness import Sharpness
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
+from tracelab_collectors.workers import Workers
 
 __all__ = [
     "Basin",
@@ -30,5 +31,6 @@ __all__ = [
     "Sharpness",
     "Statistics",
     "Weights",
+    "Workers",
     "misclassified",
 ]

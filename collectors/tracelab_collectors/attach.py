@@ -11,6 +11,8 @@ from torch import distributed, nn
 
 from tracelab.errors import UsageError
 from tracelab.trace import create
+from tracelab.trace.places.locations import resolve
+from tracelab.trace.reading.snapshot import ROOT
 from tracelab.trace.writing.resuming import look
 from tracelab_collectors.agenda import Member
 from tracelab_collectors.beginning import START, begin, check_start, recorded_start, store_start
@@ -88,9 +90,11 @@ def attach(
         last weights are those of now.
     rank, world_size, run_id : optional
         Record one process of a job into a trace of its own inside the one at `path`; see ``rank``,
-        ``world_size`` and ``run`` of `tracelab.create`. Default, where ``torch.distributed`` runs
-        several processes: those whose parameters are shards record one each, as the rank that they
-        are; of others only rank 0 records, and the session of the rest does nothing.
+        ``world_size`` and ``run`` of `tracelab.create`. Rank 0 makes the trace of the whole job
+        where there is none, through which analyses read all ranks. Default, where
+        ``torch.distributed`` runs several processes: those whose parameters are shards record one
+        each, as the rank that they are; of others only rank 0 records, and the session of the rest
+        does nothing.
     strict : bool
         Raise where a collector fails. Default: warn once, go on without it and mark the trace as
         incomplete.
@@ -174,6 +178,7 @@ def attach(
             "raise it or record less"
         )
     beginning = begin(found, resume, STEPS, recordings)
+    said = {name: each for name, each in subject.attrs.items() if name != "shards"}
     whole = None
     if together:
         try:
@@ -185,12 +190,23 @@ def attach(
                     overwrite=overwrite,
                     resume=resume is not False,
                     world_size=world_size,
-                    attrs={name: said for name, said in subject.attrs.items() if name != "shards"},
+                    attrs=said,
                     kinds=subject.kinds,
                 )
         finally:
             # The ranks' traces are inside the one that rank 0 makes, or replaces.
             distributed.barrier()
+    elif rank == 0 and not resolve(path).has(ROOT):
+        # No rank waits for another here, so that rank 0 never replaces what holds the others.
+        whole = create(
+            path,
+            subject.shapes,
+            metadata,
+            world_size=world_size,
+            run=run_id,
+            attrs=said,
+            kinds=subject.kinds,
+        )
     writer = create(
         path,
         subject.shapes,

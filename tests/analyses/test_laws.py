@@ -16,10 +16,12 @@ from traces import (
     define_hessian,
     define_perturbed_loss,
     define_sharpness,
+    define_workers,
     write_basin,
     write_hessian,
     write_perturbed_loss,
     write_sharpness,
+    write_workers,
 )
 
 import tracelab
@@ -225,6 +227,10 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
         define_basin(writer)
         define_sharpness(writer)
         define_perturbed_loss(writer)
+        define_workers(writer)
+        for step in range(20):
+            forms = {"constant": 0.0, "nan": np.nan, "inf": np.inf}.get(bad, 1.0)
+            write_workers(writer, step, rng, forms, 1 if bad == "one batch" else 4)
         for step in (0,) if bad == "one step" else (0, 1):
             # What is constant has no curvature either; of one batch there are no forms enough.
             forms = {"constant": 0.0, "nan": np.nan, "inf": np.inf}.get(bad, 1.0)

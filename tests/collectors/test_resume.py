@@ -352,5 +352,6 @@ def test_ranks_of_a_job(data, tmp_path: Path) -> None:
     with tracelab.open(tmp_path / "a/workers/rank-001") as trace:
         assert trace.run == "job"
         assert trace.rows["steps"] == 5
-    with pytest.raises(UsageError, match="only those of the ranks 0, 1"):
-        tracelab.open(tmp_path / "a")
+    with tracelab.open(tmp_path / "a") as whole:
+        assert (whole.run, whole.state, whole.attrs["world_size"]) == ("job", "complete", 2)
+        assert {rank: each.rows["steps"] for rank, each in whole.ranks.items()} == {0: 2, 1: 5}

@@ -20,9 +20,18 @@ from tracelab_collectors import (
     Sharpness,
     Statistics,
     Weights,
+    Workers,
 )
 
-KNOWN = {"examples", "gradients", "live_examples", "noise_probe", "statistics", "weights"}
+KNOWN = {
+    "examples",
+    "gradients",
+    "live_examples",
+    "noise_probe",
+    "statistics",
+    "weights",
+    "workers",
+}
 KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state", "sharpness"}
 KNOWN |= {"perturbed_loss"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -57,6 +66,7 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
         Gradients(stage="update", sketch=tracelab.Full(), every=4),
         OptimizerState(every=5),
         Weights(every=3, sketch=(tracelab.Project(8), tracelab.Sample(4))),
+        Workers(every=2, batches=2, sketch=tracelab.Project(8)),
     ]
     found += [entry.load()() for entry in registered() if entry.name not in KNOWN]
     if live:

@@ -26,6 +26,7 @@ def entries(monkeypatch):
 
 def test_our_own_plugins_are_found_as_a_third_partys_are():
     assert set(registry.analyses()) == {
+        "byzantine",
         "curvature",
         "dimension_bound",
         "escape_times",
@@ -35,7 +36,9 @@ def test_our_own_plugins_are_found_as_a_third_partys_are():
         "noise_scale",
         "sharpness",
         "tail_index",
+        "training_noise",
         "weight_diffusion",
+        "worker_drift",
     }
     assert all(isinstance(found, Analysis) for found in registry.analyses().values())
     assert callable(registry.recorder("torch"))

@@ -12,6 +12,7 @@ from zarr.storage import LocalStore
 from tracelab import noise, steps
 from tracelab.errors import NotRecordedError, TraceError, UsageError
 from tracelab.trace import inside
+from tracelab.trace.gathered import PREFIX, Gathered
 from tracelab.trace.places.locations import Location, PathLike, resolve
 from tracelab.trace.places.remotefaults import RemoteError
 from tracelab.trace.ranks import Ranks, describe_ranks
@@ -30,6 +31,8 @@ __all__ = ["Groups", "Trace", "open"]
 
 class Groups(Mapping[str, xr.Dataset]):
     """Groups of a trace by name; a dataset is made when first asked for.
+
+    Those that its ranks recorded are there as ``workers/NAME``, side by side, and are not listed.
 
     Parameters
     ----------
@@ -50,7 +53,7 @@ class Groups(Mapping[str, xr.Dataset]):
         self._loaded: dict[str, xr.Dataset] = {}
 
     def __getitem__(self, name: str) -> xr.Dataset:
-        if name not in self._names:
+        if name not in self._names and not name.startswith(PREFIX):
             yet = " yet, and the run is still recording" if self._recording else ""
             raise _NoGroupError(
                 f"this trace has no group {name!r}{yet}; {selection.close(name, self._names)}"
@@ -122,9 +125,12 @@ class Trace:
         names = tuple(name for name in self._snapshot.groups if name != "layers")
         self.groups = Groups(names, self._dataset, self.state == "recording")
         self._layers: xr.Dataset | None = None
+        self._gathered: Gathered | None = None
         return self
 
     def _dataset(self, name: str) -> xr.Dataset:
+        if name.startswith(PREFIX):
+            return self.gathered.dataset(name)
         version = f"{self.run}.{self._snapshot.attrs.get('generation', 0)}"
         return dataset(self._location, version, self._snapshot.groups[name])
 
@@ -163,6 +169,8 @@ class Trace:
 
     def stored(self, group: str) -> dict[str, Stored]:
         """Return a group's arrays as they are stored, for reading parts of them at once."""
+        if group.startswith(PREFIX):
+            return self.gathered.stored(group)
         found = self._snapshot.groups[group]
         return {
             name: stored(self._location, group, name, document)
@@ -277,6 +285,13 @@ class Trace:
         """Traces of the ranks of a job by rank, opened when asked for."""
         paths = inside.ranks(self._location)
         return Ranks(tuple(paths), lambda rank: Trace(self._location.at(paths[rank])))
+
+    @property
+    def gathered(self) -> Gathered:
+        """What the ranks recorded, side by side."""
+        if self._gathered is None:
+            self._gathered = Gathered(self.ranks, self.location)
+        return self._gathered
 
     def _at(self, group: str, step: Any) -> xr.Dataset:
         recording = self.state == "recording"

@@ -1,0 +1,158 @@
+"""What ranks recorded is read side by side through the trace of the whole."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import tracelab
+from tracelab.contracts import Variable
+from tracelab.errors import NotRecordedError, TraceError
+from tracelab.trace import create
+
+LAYERS = {"a": (3, 2), "b": (4,)}
+OWN = (
+    Variable("x", ("step", "worker", "layer", "direction"), "weight", "float32", "a vector"),
+    Variable("count", ("step", "worker"), "1", "int64", "a number"),
+)
+
+
+def values(rank, step):
+    return np.random.default_rng([rank, step]).standard_normal((1, 2, 5)).astype(np.float32)
+
+
+def record(path, rank, steps, world=3, directions=5, **options):
+    with create(path, LAYERS, rank=rank, world_size=world, run="job", **options) as writer:
+        writer.define("workers", kind="workers", variables=OWN)
+        for step in steps:
+            x = values(rank, step)[..., :directions]
+            writer.append("workers", step=step, x=x, count=[10 * rank + step])
+            writer.append("steps", step=step, loss=1.0)
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Three ranks, of which the first ends early, the second never begins, the third skips."""
+    path = tmp_path / "run.zarr"
+    with create(path, LAYERS, run="job", world_size=4):
+        pass
+    record(path, 0, range(4), 4)
+    record(path, 2, range(0, 12, 2), 4)
+    record(path, 3, range(12), 4)
+    return path
+
+
+def expected():
+    full = np.full((12, 4, 2, 5), np.nan)
+    for rank, steps in ((0, range(4)), (2, range(0, 12, 2)), (3, range(12))):
+        for step in steps:
+            full[step, rank] = values(rank, step)[0]
+    return full
+
+
+def test_rows_of_ranks_stand_side_by_side_with_nan_where_one_has_none(job):
+    group = tracelab.open(job).groups["workers/workers"]
+    assert group["x"].dims == ("step", "worker", "layer", "direction")
+    assert group["x"].attrs["units"] == "weight"
+    assert group["step"].values.tolist() == list(range(12))
+    assert group["worker"].values.tolist() == [0, 1, 2, 3]
+    assert [str(name) for name in group["layer"].values] == ["a", "b"]
+    assert group["x"].dtype == np.float32
+    np.testing.assert_array_equal(group["x"].values, expected())
+    np.testing.assert_array_equal(group["count"].values[3], [3, np.nan, np.nan, 33])
+    # Nothing is lost without a word: how many rows each rank has.
+    rows = {rank: told[2] for rank, told in group.attrs["ranks"].items()}
+    assert rows == {"0": 4, "2": 6, "3": 12}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        (slice(3, 7),),
+        (slice(0, 0),),
+        (slice(2, 9), slice(1, 3), slice(0, 1), slice(1, 4)),
+        (slice(5, 6), slice(3, 4)),
+        (slice(1, 11, 3), slice(0, 4, 2)),
+    ],
+)
+def test_any_part_is_that_part_of_the_whole(job, index):
+    trace = tracelab.open(job)
+    wanted = expected()[index]
+    stored = trace.stored("workers/workers")["x"]
+    padded = (*index, *[slice(None)] * (4 - len(index)))
+    np.testing.assert_array_equal(stored[padded], wanted)
+    lazy = trace.groups["workers/workers"]["x"].data
+    np.testing.assert_array_equal(lazy[index].compute(), wanted)
+    np.testing.assert_array_equal(lazy[3, 2].compute(), expected()[3, 2])
+
+
+def test_the_whole_lists_only_its_own_groups_and_pickles(job):
+    trace = tracelab.open(job)
+    assert list(trace.groups) == []
+    assert "workers" not in trace.kinds
+    again = pickle.loads(pickle.dumps(trace))
+    np.testing.assert_array_equal(again.groups["workers/workers"]["x"].values, expected())
+    with pytest.raises(NotRecordedError, match=r"no group 'steps' that can be .*workers/workers"):
+        trace.groups["workers/steps"]
+
+
+def test_minibatches_of_ranks_are_batches_of_the_whole(tmp_path):
+    """As the noise that analyses read: batch = rank times passes + pass."""
+    path = tmp_path / "run.zarr"
+    sampled = np.random.default_rng(0).standard_normal((3, 2, 4, 6))
+    with create(path, LAYERS, run="job"):
+        pass
+    table = (np.repeat([0, 1], 3), np.tile([0, 1, 2], 2))
+    for rank in range(3):
+        with create(path, LAYERS, rank=rank, world_size=3, run="job") as writer:
+            writer.define("micro_batches", kind="noise", attrs={"batch_size": 8}, coordinates=table)
+            for step in range(2):
+                writer.append("micro_batches", step=step, sampled=sampled[rank, step])
+    trace = tracelab.open(path)
+    group = trace.groups["workers/micro_batches"]
+    assert (group.attrs["kind"], group.attrs["batch_size"]) == ("noise", 8)
+    wanted = sampled.astype(np.float32).transpose(1, 0, 2, 3).reshape(2, 12, 6)
+    np.testing.assert_array_equal(group["sampled"].values, wanted)
+    np.testing.assert_array_equal(group["coordinate_layer"].values, table[0])
+    noise = trace.noise(group="workers/micro_batches", layer="b")
+    assert noise.shape == (2, 12, 3)
+    assert noise.attrs["batch_size"] == 8
+
+
+def test_ranks_that_do_not_fit_together_are_refused(tmp_path):
+    path = tmp_path / "run.zarr"
+    with create(path, LAYERS, run="job"):
+        pass
+    record(path, 0, range(2))
+    record(path, 1, range(2), directions=4)
+    words = "the ranks 0 and 1 differ in shape or unit of 'x', so that they cannot be read side"
+    with pytest.raises(TraceError, match=words):
+        tracelab.open(path).groups["workers/workers"]
+
+
+def test_a_damaged_rank_is_refused_and_not_left_out(job):
+    (job / "workers/rank-002/zarr.json").write_text("{")
+    with pytest.raises(TraceError, match="rank-002 is damaged"):
+        tracelab.open(job).groups["workers/workers"]
+
+
+def test_a_world_too_large_takes_no_memory(job):
+    place = job / "workers/rank-003/zarr.json"
+    document = json.loads(place.read_text())
+    document["attributes"]["world_size"] = 10**9
+    place.write_text(json.dumps(document))
+    with pytest.raises(TraceError, match="its job has 1000000000 ranks, and at most 4096"):
+        tracelab.open(job).groups["workers/workers"]
+
+
+def test_content_is_another_after_another_row(job):
+    """Dask takes arrays of one name for one array, and results of one input for one result."""
+    before = tracelab.open(job).groups["workers/workers"]
+    with create(job, LAYERS, rank=3, world_size=4, run="job", resume=True) as writer:
+        writer.append("workers", step=12, x=values(3, 12), count=[1])
+    after = tracelab.open(job).groups["workers/workers"]
+    assert after["x"].data.name != before["x"].data.name
+    assert after.attrs["ranks"] != before.attrs["ranks"]
+    xr.testing.assert_equal(after.isel(step=slice(12)).load(), before.load())
