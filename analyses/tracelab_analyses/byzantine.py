@@ -31,6 +31,8 @@ MIN_WORKERS = 3
 FEW_DIRECTIONS = 32
 # Bounds what is held of a window.
 SEGMENT = 128
+# For the directions in which workers differ, as many are enough: samples of it are steps x workers.
+MOST_STEPS = 1_000
 _CELL = ("layer",)
 _PATH = ("layer", "step", "worker")
 
@@ -203,8 +205,11 @@ def _relative(position: FloatArray, which: int, windows: Windows) -> FloatArray:
     windows : Windows
         Its threshold.
     """
-    # About the median of each direction: what all share does not round their differences away.
-    centred = position - np.median(position, axis=1, keepdims=True)
+    # About one in the midst: neither what all share nor one far away rounds differences away.
+    last = position[-1]
+    beside = np.square(last[:, None] - last).sum(axis=2)
+    middle = np.partition(beside, len(last) // 2, axis=1)[:, len(last) // 2].argmin()
+    centred = position - position[:, middle, None]
     products = centred @ centred.transpose(0, 2, 1)
     squares = np.einsum("tii->ti", products)
     apart = np.sqrt(np.maximum(squares[:, :, None] + squares[:, None, :] - 2 * products, 0.0))
@@ -235,9 +240,11 @@ def effective_dimension(g: FloatArray) -> float:
     Parameters
     ----------
     g : ndarray, shape (step, worker, direction)
-        Gradients of workers, with whose covariance :math:`C` about their mean of each step.
+        Gradients of workers, with whose covariance :math:`C` about their mean of each step, of up
+        to `MOST_STEPS` steps.
     """
     directions = g.shape[-1]
+    g = g[:: 1 + (len(g) - 1) // MOST_STEPS]
     covariance = np.zeros((directions, directions))
     for first in range(0, len(g), SEGMENT):
         part = g[first : first + SEGMENT].astype(np.float64)

@@ -45,7 +45,7 @@ def attacked(rank: int, world: int, folder: Path, steps: int, attack: str) -> di
                 loss = 20 * loss
             if byzantine and attack == "small drift":
                 along = zip(net.parameters(), drift, strict=True)
-                loss = loss + 0.006 * sum((p * way).sum() for p, way in along)
+                loss = loss + 0.012 * sum((p * way).sum() for p, way in along)
             loss.backward()
             optimizer.step()
     return {}
