@@ -9,6 +9,8 @@ import tracelab
 from tracelab.errors import UsageError
 from tracelab_collectors import Workers
 from tracelab_collectors.attach import attach
+from tracelab_collectors.collector import Run
+from tracelab_collectors.layout import Layout
 
 # As many directions as weights or more: a layer's projection is the layer, but for signs.
 WIDE = tracelab.Project(64)
@@ -117,7 +119,11 @@ def test_ranks_are_read_through_the_trace_of_the_whole(inputs, path):
     assert np.isnan(found).all(axis=2).sum(axis=0).tolist() == [0, 1, 2]
 
 
-def test_refuses_what_ranks_do_not_share():
+def test_refuses_what_ranks_do_not_share(net):
+    shards = Layout(("w",), ((2, 3),), (0,), ((0, 12),))
+    run = Run(shards, {}, net, torch.float32, torch.device("cpu"))
+    with pytest.raises(UsageError, match=r"weights are sharded over ranks, and none has weights"):
+        Workers().bind(run)
     with pytest.raises(UsageError, match=r"Workers' sketch must be a Project\(k\), got Full"):
         Workers(sketch=tracelab.Full())
     with pytest.raises(UsageError, match="Workers' batches must be an integer of at least 1"):

@@ -173,7 +173,9 @@ def sharded(
         optimizer.load_state_dict(saved["optimizer"])
     session = None
     if collectors:
-        chosen = sketches() if collectors == "sketches" else every_collector(probes=False)
+        # Of sharded weights no process has its own.
+        every = [each for each in every_collector(probes=False) if each.kind != "workers"]
+        chosen = sketches() if collectors == "sketches" else every
         session = attach(model, optimizer, folder / "run.zarr", collectors=chosen, **options)
     whole: dict[str, list[np.ndarray]] = {"gradient": [], "weight": [], "local": []}
     losses = []
