@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab.trace.schema import NAME
+from tracelab_collectors.batch_means import BatchMeans
 from tracelab_collectors.collector import Loss, Recording, Run
 from tracelab_collectors.frozen import Frozen, evaluating
 from tracelab_collectors.generators import forked_generators
@@ -190,7 +190,9 @@ class Evaluation:
             with forked_generators(seed), evaluating(*frozen.modules), torch.no_grad():
                 for name, data in sets.items():
                     order = orders[name] if whole else orders[name][: self.batch_size]
-                    sums = {what: _Sums(what, len(order)) for what in measures}
+                    sums = {
+                        what: BatchMeans(f"Evaluation's {what}", len(order)) for what in measures
+                    }
                     for indices in order.split(self.batch_size):
                         batch = data.batch(indices)
                         for what, function in measures.items():
@@ -236,49 +238,3 @@ def _variables(name: str, what: str, examples: int) -> tuple[Variable, Variable]
             f"{name}_{what}_se", ("step",), units, "float64", f"standard error of the mean {of}"
         ),
     )
-
-
-class _Sums:
-    """Mean and variance of batches as they come, in float64, where the values are.
-
-    References
-    ----------
-    Chan, Golub, LeVeque (1983), "Algorithms for computing the sample variance", eq. (2.1).
-    """
-
-    def __init__(self, what: str, examples: int) -> None:
-        self._what = what
-        self._examples = examples
-        self._weight = 0
-        self._units = 0
-        self._mean: Tensor | float = 0.0
-        self._squares: Tensor | float = 0.0
-
-    def take(self, values: Any, count: int) -> None:
-        """Take the mean of a batch of `count` examples, or one value of each.
-
-        Raises
-        ------
-        UsageError
-            If it is neither.
-        """
-        if not isinstance(values, Tensor) or (values.numel() != 1 and values.shape != (count,)):
-            shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise UsageError(
-                f"Evaluation's {self._what}(model, batch) must return the mean of the batch or one "
-                f"value for each of its {count} examples, got {shape}"
-            )
-        each = values.detach().double().reshape(-1)
-        mean = each.mean()
-        within = (each - mean).square().sum()
-        weight = self._weight + count
-        moved = mean - self._mean
-        self._squares = self._squares + within + moved**2 * (self._weight * count / weight)
-        self._mean = self._mean + moved * (count / weight)
-        self._weight = weight
-        self._units += each.numel()
-
-    def mean(self) -> tuple[Tensor, Tensor]:
-        """Return the mean over examples and its standard error."""
-        variance = torch.as_tensor(self._squares) / (self._units - 1 or math.nan)
-        return torch.as_tensor(self._mean), (variance / self._examples).sqrt()
