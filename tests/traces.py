@@ -4,7 +4,15 @@ import numpy as np
 
 import tracelab
 from tracelab.contracts import Variable
-from tracelab_collectors import Basin, HessianVectors, PerturbedLoss, Sharpness
+from tracelab_collectors import (
+    Basin,
+    Complexity,
+    HessianVectors,
+    PerturbedLoss,
+    Sharpness,
+    SmoothedGradient,
+)
+from tracelab_collectors.averages import averages_variables
 from tracelab_collectors.workers import variables as of_workers
 
 LAYERS = {"fc.weight": (4, 6), "fc.bias": (4,)}
@@ -135,6 +143,101 @@ def write_sharpness(writer, step, rng, scale=1.0, draws=8):
     )
 
 
+def define_complexity(writer):
+    """Declare a group of norms, margins and changes between inputs."""
+    writer.define("complexity", kind="complexity", variables=Complexity().variables())
+
+
+def write_complexity(writer, step, rng, scale=1.0, examples=BATCHES):
+    """Append norms of a matrix and a vector, and margins of which most are positive."""
+    pairs = 8
+    writer.append(
+        "complexity",
+        step=step,
+        norm=scale * np.array([2.0, 0.5]),
+        distance=np.array([1.0, 0.1]) * np.sqrt(step),
+        spectral_norm=[1.5, np.nan],
+        spectral_residual=[0.0, np.nan],
+        log_spectral_norm=[np.log(1.5), 0.0],
+        log_norm=[np.log(2.0), 0.0],
+        stable_rank=[(2 / 1.5) ** 2, 0.0],
+        margin=scale * (2 + rng.standard_normal(examples)),
+        input_gradient_norm=scale * rng.exponential(1.0, examples),
+        class_changes=rng.poisson(2.0, pairs),
+        unit_changes=rng.poisson(9.0, pairs),
+        length=np.ones(pairs),
+        slope=scale * rng.exponential(1.0, pairs),
+        path_norm=3.0,
+    )
+
+
+def define_smoothed_gradient(writer):
+    """Declare a group of gradients one step ahead."""
+    variables = SmoothedGradient(neighbours=3).variables()
+    writer.define("smoothed_gradient", kind="smoothed_gradient", variables=variables)
+
+
+def write_smoothed_gradient(writer, step, rng, scale=1.0, draws=BATCHES):
+    """Append gradients that point away from zero, where the weights go, and noise on them."""
+    layers, directions = len(LAYERS), 6
+    weight = np.exp(-step / 50) * np.linspace(1, 2, layers * directions).reshape(layers, -1)
+    noise = 0.1 * rng.standard_normal((draws, layers, directions))
+    near = 0.1 * rng.standard_normal((3, layers, directions))
+    writer.append(
+        "smoothed_gradient",
+        step=step,
+        member=np.eye(layers),
+        numel=[24, 4],
+        learning_rate=np.full(layers, 0.1),
+        loss=0.5,
+        weight=weight,
+        gradient=scale * weight,
+        squared_norm=scale * np.sum(weight**2, -1),
+        noise_squared_norm=scale * np.sum(noise**2, -1),
+        smoothed_loss=np.full(draws, 0.4),
+        smoothed=scale * (0.9 * weight + noise),
+        smoothed_squared_norm=scale * np.sum(weight**2, -1),
+        neighbour_gradient=scale * (weight + near),
+        neighbour_outward=scale * np.sum((weight + near) * near, -1),
+        neighbour_squared_norm=scale * np.sum((weight + near) ** 2, -1),
+    )
+
+
+def define_averages(writer):
+    """Declare a group of averages beside last weights."""
+    writer.define(
+        "averages", kind="averages", variables=averages_variables(), attrs={"sets": ["data"]}
+    )
+
+
+def write_averages(writer, step, rng, scale=1.0, draws=BATCHES):
+    """Append averages over two windows, which are lower and flatter than the last weights."""
+    windows, place = 2, np.array([0.0, 0.5, 1.0])
+    loss = np.broadcast_to([0.6, 0.4], (windows, 1, 2))
+    rise = scale * 0.1 * rng.exponential([[2.0], [1.0]], (windows, 2, draws))
+    slope = 0.1 * rng.standard_normal((windows, 2, draws))
+    moved = loss[:, 0, :, None] + rise
+    writer.append(
+        "averages",
+        step=step,
+        learning_rate=0.1,
+        position=place,
+        window_start=[0.0, step / 2],
+        n_iterates=[20.0, 10.0],
+        distance=scale * np.ones((windows, len(LAYERS))),
+        spread=scale * np.full((windows, len(LAYERS)), 2.0),
+        set_loss=loss,
+        set_loss_se=np.full((windows, 1, 2), 0.05),
+        loss_difference=np.full((windows, 1), -0.2),
+        loss_difference_se=np.full((windows, 1), 0.01),
+        error_difference=np.full((windows, 1), -0.1),
+        error_difference_se=np.full((windows, 1), 0.02),
+        noise_squared_norm=rng.exponential(1.0, (windows, 2, draws)),
+        moved_loss=np.stack([moved - slope, moved + slope], -1),
+        line_loss=0.4 + 0.2 * np.broadcast_to((1 - place) ** 2, (windows, 3)),
+    )
+
+
 def define_perturbed_loss(writer):
     """Declare a group of losses under noise, of a run of plain SGD with held-out data."""
     attrs = {"n_weights": 28, "n_data": 1_000, "n_examples": 1_000, "n_held_out": 500}
@@ -227,6 +330,16 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         define_sharpness(writer)
         for step in steps:
             write_sharpness(writer, step, curved)
+        define_complexity(writer)
+        complex_rows = np.random.default_rng(seed + 3)
+        for step in steps:
+            write_complexity(writer, step, complex_rows)
+        define_smoothed_gradient(writer)
+        for step in steps:
+            write_smoothed_gradient(writer, step, complex_rows)
+        define_averages(writer)
+        for step in steps:
+            write_averages(writer, step, complex_rows)
         define_perturbed_loss(writer)
         perturbed = np.random.default_rng(seed + 3)
         for step in steps:

@@ -1,6 +1,8 @@
 """Collectors for PyTorch: what `tracelab.attach` records of a training run."""
 
+from tracelab_collectors.averages import measure_averages
 from tracelab_collectors.basin import Basin
+from tracelab_collectors.complexity import Complexity
 from tracelab_collectors.evaluation import Evaluation, misclassified
 from tracelab_collectors.examples import Examples
 from tracelab_collectors.exit_times import ExitTimes
@@ -12,12 +14,14 @@ from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.optimizer_state import OptimizerState
 from tracelab_collectors.perturbed_loss import PerturbedLoss
 from tracelab_collectors.sharpness import Sharpness
+from tracelab_collectors.smoothed_gradient import SmoothedGradient
 from tracelab_collectors.statistics import Statistics
 from tracelab_collectors.weights import Weights
 from tracelab_collectors.workers import Workers
 
 __all__ = [
     "Basin",
+    "Complexity",
     "Evaluation",
     "Examples",
     "ExitTimes",
@@ -29,8 +33,10 @@ __all__ = [
     "OptimizerState",
     "PerturbedLoss",
     "Sharpness",
+    "SmoothedGradient",
     "Statistics",
     "Weights",
     "Workers",
+    "measure_averages",
     "misclassified",
 ]

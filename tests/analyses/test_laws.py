@@ -12,15 +12,21 @@ import xarray as xr
 from distributed import Client, LocalCluster
 from plans import computed
 from traces import (
+    define_averages,
     define_basin,
+    define_complexity,
     define_hessian,
     define_perturbed_loss,
     define_sharpness,
+    define_smoothed_gradient,
     define_workers,
+    write_averages,
     write_basin,
+    write_complexity,
     write_hessian,
     write_perturbed_loss,
     write_sharpness,
+    write_smoothed_gradient,
     write_workers,
 )
 
@@ -226,6 +232,9 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
         define_hessian(writer)
         define_basin(writer)
         define_sharpness(writer)
+        define_averages(writer)
+        define_complexity(writer)
+        define_smoothed_gradient(writer)
         define_perturbed_loss(writer)
         define_workers(writer)
         for step in range(20):
@@ -237,6 +246,9 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
             write_hessian(writer, step, rng, forms, batches)
             write_basin(writer, step, rng, forms, batches)
             write_sharpness(writer, step, rng, forms, batches)
+            write_averages(writer, step, rng, forms, batches)
+            write_complexity(writer, step, rng, forms, batches)
+            write_smoothed_gradient(writer, step, rng, forms, batches)
             write_perturbed_loss(writer, step, rng, forms, batches)
             writer.append("steps", step=step, learning_rate=0.1)
             writer.append("noise", step=step, sampled=values, mean_sampled=np.zeros(28))

@@ -8,6 +8,7 @@ from typing import Any
 import tracelab
 from tracelab_collectors import (
     Basin,
+    Complexity,
     Evaluation,
     Examples,
     ExitTimes,
@@ -18,22 +19,30 @@ from tracelab_collectors import (
     OptimizerState,
     PerturbedLoss,
     Sharpness,
+    SmoothedGradient,
     Statistics,
     Weights,
     Workers,
 )
 
 KNOWN = {
+    "basin",
+    "complexity",
+    "evaluation",
     "examples",
+    "exit_times",
     "gradients",
+    "hessian_vectors",
     "live_examples",
     "noise_probe",
+    "optimizer_state",
+    "perturbed_loss",
+    "sharpness",
+    "smoothed_gradient",
     "statistics",
     "weights",
     "workers",
 }
-KNOWN |= {"basin", "evaluation", "exit_times", "hessian_vectors", "optimizer_state", "sharpness"}
-KNOWN |= {"perturbed_loss"}
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -83,6 +92,7 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
                 noise_forms=1,
                 heights=(0.1,),
             ),
+            Complexity(every=100, examples=12, pairs=2, points=3),
             Examples(every=90, examples=12, mode="eval"),
             Evaluation(every=80, examples=12),
             ExitTimes(
@@ -126,6 +136,7 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
                 examples=12,
                 corner=True,
             ),
+            SmoothedGradient(every=120, draws=2, batch_size=8, neighbours=1, examples=12),
             NoiseProbe(every=40, batches=3, batch_size=8, moments="coordinates"),
             NoiseProbe(every=70, batches=2, batch_size=8, replacement=False, name="no_replacement"),
         ]

@@ -26,6 +26,8 @@ def entries(monkeypatch):
 
 def test_our_own_plugins_are_found_as_a_third_partys_are():
     assert set(registry.analyses()) == {
+        "averaging",
+        "complexity",
         "byzantine",
         "curvature",
         "dimension_bound",
@@ -34,6 +36,7 @@ def test_our_own_plugins_are_found_as_a_third_partys_are():
         "information_bound",
         "noise_law",
         "noise_scale",
+        "one_point_convexity",
         "sharpness",
         "tail_index",
         "training_noise",
