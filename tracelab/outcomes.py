@@ -36,11 +36,13 @@ def blank(outputs: Iterable[Variable], sizes: Mapping[str, int]) -> dict[str, Ar
 def shown(result: xr.Dataset) -> xr.Dataset:
     """Return the steps whose status is OK, of the network or, where there is none, the last layer.
 
+    All steps where a cell has all of them.
+
     Its scalar coordinate ``layer`` says which.
     """
     layers = result["layer"].values
     rows = result.sel(layer=NETWORK if NETWORK in layers else layers[-1])
-    if "step" not in rows.dims:
+    if "step" not in rows["status"].dims:
         return rows
     return rows.isel(step=np.flatnonzero(rows["status"].values == int(Status.OK)))
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from tracelab.contracts import NETWORK, Analysis, Finding, Input, Parameter, Reference, Variable
-from tracelab.outcomes import blank
+from tracelab.contracts import Analysis, Finding, Input, Parameter, Reference, Variable
+from tracelab.outcomes import blank, shown
 from tracelab.typing import Array, BoolArray, FloatArray, IntArray, Status
 
 if TYPE_CHECKING:
@@ -259,14 +259,9 @@ def _thrown_out(row: xr.Dataset) -> dict[int, int]:
     return {int(w): int(at[w]) for w in np.argsort(at) if np.isfinite(at[w])}
 
 
-def _shown(result: xr.Dataset) -> xr.Dataset:
-    names = [str(name) for name in result["layer"].values]
-    return result.sel(layer=NETWORK if NETWORK in names else names[-1])
-
-
 def finding(result: xr.Dataset) -> Finding:
     """Return who would have been thrown out of the network's job, and when."""
-    row = _shown(result)
+    row = shown(result)
     if int(row["status"]) != int(Status.OK):
         return Finding(
             f"The filter had too little to look at: it needs finite gradients of {MIN_WORKERS} "
@@ -308,7 +303,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     figure.set_label("Distance of workers from the median worker, in units of the limit.")
     axes = figure.subplots(len(results), 2, squeeze=False, sharey=True)
     for (label, result), pair in zip(results.items(), axes, strict=True):
-        row = _shown(result)
+        row = shown(result)
         out = _thrown_out(row)
         for axis, window in zip(pair, ("short", "long"), strict=True):
             for worker in row["worker"].values.tolist():

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from tracelab.contracts import NETWORK, Finding
-from tracelab.outcomes import subject
+from tracelab.contracts import Finding
+from tracelab.outcomes import shown, subject
 from tracelab.typing import Assumption, Status
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ ASSUMPTIONS = ("one_point_convex", "rate_smooth", "rate_convex", "rate_contracti
 
 def finding(result: xr.Dataset) -> Finding:
     """Return at how many steps the gradients point to the end of the run, and the smallest c."""
-    row = _shown(result)
+    row = shown(result)
     if int(row["status"]) != Status.OK:
         reason = Status(int(row["status"])).name.lower().replace("_", " ")
         return Finding(f"Whether gradients point to the end of the run is not known: {reason}.")
@@ -42,12 +42,6 @@ def finding(result: xr.Dataset) -> Finding:
             f"{float(row['bound']):.3g} of that point."
         )
     return Finding(text, tuple(_warnings(row)))
-
-
-def _shown(result: xr.Dataset) -> xr.Dataset:
-    """Return the row of the network or, where there is none, of the last layer."""
-    labels = result["layer"].values
-    return result.sel(layer=NETWORK if NETWORK in labels else labels[-1])
 
 
 def _warnings(row: xr.Dataset) -> list[str]:
@@ -92,7 +86,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     )
     left, middle, right = figure.subplots(1, 3)
     for index, (label, result) in enumerate(results.items()):
-        row, color = _shown(result), f"C{index}"
+        row, color = shown(result), f"C{index}"
         for axis, name in ((left, "cosine"), (middle, "convexity")):
             axis.plot(row["step"], row[name], "--", color=color, lw=1)
             axis.errorbar(

@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from tracelab.contracts import NETWORK, Analysis, Finding, Input, Parameter, Reference, Variable
-from tracelab.outcomes import blank
+from tracelab.contracts import Analysis, Finding, Input, Parameter, Reference, Variable
+from tracelab.outcomes import blank, shown
 from tracelab.series import SKETCH
 from tracelab.typing import Array, FloatArray, IntArray, Status
 
@@ -143,15 +143,14 @@ def _ratio(noise: FloatArray, signal: FloatArray, confidence: float) -> dict[str
     return found
 
 
-def _shown(result: xr.Dataset) -> xr.Dataset:
-    names = [str(name) for name in result["layer"].values]
-    row = result.sel(layer=NETWORK if NETWORK in names else names[-1])
+def _told(result: xr.Dataset) -> xr.Dataset:
+    row = shown(result)
     return row.isel(window=np.flatnonzero(np.isfinite(row["noise_scale"].values)))
 
 
 def finding(result: xr.Dataset) -> Finding:
     """Return the noise scale of the first and the last window that tells it."""
-    row = _shown(result)
+    row = _told(result)
     if not row.sizes["window"]:
         return Finding(
             "No window of steps tells the noise scale: too few steps of two or more finite "
@@ -193,7 +192,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     axis = figure.subplots()
     axis.set_yscale("log")
     for index, (label, result) in enumerate(results.items()):
-        row = _shown(result)
+        row = _told(result)
         middle = (row["first"] + row["last"]) / 2
         scale = row["noise_scale"].values
         high = np.where(np.isfinite(row["noise_scale_high"]), row["noise_scale_high"], scale)
