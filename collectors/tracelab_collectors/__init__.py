@@ -13,6 +13,7 @@ from tracelab_collectors.micro_batches import MicroBatches
 from tracelab_collectors.noise_probe import NoiseProbe
 from tracelab_collectors.optimizer_state import OptimizerState
 from tracelab_collectors.perturbed_loss import PerturbedLoss
+from tracelab_collectors.prior_kernel import PriorKernel
 from tracelab_collectors.sharpness import Sharpness
 from tracelab_collectors.smoothed_gradient import SmoothedGradient
 from tracelab_collectors.statistics import Statistics
@@ -32,6 +33,7 @@ __all__ = [
     "NoiseProbe",
     "OptimizerState",
     "PerturbedLoss",
+    "PriorKernel",
     "Sharpness",
     "SmoothedGradient",
     "Statistics",

@@ -5,6 +5,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import tracelab
 from tracelab_collectors import (
     Basin,
@@ -18,6 +20,7 @@ from tracelab_collectors import (
     NoiseProbe,
     OptimizerState,
     PerturbedLoss,
+    PriorKernel,
     Sharpness,
     SmoothedGradient,
     Statistics,
@@ -37,6 +40,7 @@ KNOWN = {
     "noise_probe",
     "optimizer_state",
     "perturbed_loss",
+    "prior_kernel",
     "sharpness",
     "smoothed_gradient",
     "statistics",
@@ -44,6 +48,11 @@ KNOWN = {
     "workers",
 }
 PROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def _drawn_anew(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
 
 
 def registered() -> list[EntryPoint]:
@@ -127,6 +136,7 @@ def every_collector(*, probes: bool = True, live: bool = False) -> list[Any]:
                 lanczos_steps=2,
                 gradient_draws=1,
             ),
+            PriorKernel(networks=4, groups=2, examples=12, initialize=_drawn_anew),
             Sharpness(
                 every=110,
                 epsilons=(1e-3, 1e-2),
