@@ -9,6 +9,7 @@ from tracelab_collectors import (
     Complexity,
     HessianVectors,
     PerturbedLoss,
+    PriorKernel,
     Sharpness,
     SmoothedGradient,
 )
@@ -307,6 +308,31 @@ def write_workers(writer, step, rng, scale=1.0, workers=4):
     writer.append("micro_batches", step=step, projected=around(1.0))
 
 
+def define_prior_kernel(writer):
+    """Declare a group of kernels of networks at random."""
+    writer.define(
+        "prior_kernel",
+        kind="prior_kernel",
+        variables=PriorKernel().variables(),
+        attrs={"n_networks": 80, "n_units": 5, "n_examples": 8},
+    )
+
+
+def write_prior_kernel(writer, step, rng, scale=1.0, groups=4):
+    """Append kernels of Gaussian functions of 8 examples, in ten classes."""
+    root = np.eye(8) + 0.5
+    outputs = rng.standard_normal((groups, 100, 8)) @ root
+    writer.append(
+        "prior_kernel",
+        step=step,
+        kernel=scale**2 * np.einsum("gmi,gmj->gij", outputs, outputs) / 100,
+        mean=scale * outputs.mean(axis=1),
+        fourth=scale**4 * (outputs**4).mean(axis=1),
+        label=np.arange(8),
+        index=np.arange(8),
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
@@ -347,6 +373,10 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
         define_workers(writer)
         for step in range(20):
             write_workers(writer, step, curved)
+        define_prior_kernel(writer)
+        kernels = np.random.default_rng(seed + 5)
+        for step in steps:
+            write_prior_kernel(writer, step, kernels)
         for step in range(max(steps, default=-1) + 1):
             writer.append("steps", step=step, learning_rate=0.1)
         projected = walk(np.random.default_rng(seed + 4), distances)

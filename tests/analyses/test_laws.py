@@ -17,6 +17,7 @@ from traces import (
     define_complexity,
     define_hessian,
     define_perturbed_loss,
+    define_prior_kernel,
     define_sharpness,
     define_smoothed_gradient,
     define_workers,
@@ -25,6 +26,7 @@ from traces import (
     write_complexity,
     write_hessian,
     write_perturbed_loss,
+    write_prior_kernel,
     write_sharpness,
     write_smoothed_gradient,
     write_workers,
@@ -160,7 +162,7 @@ def test_a_cell_takes_no_more_memory_than_is_set_aside_for_it(analysis, mode):
         drawn = np.abs(rng.standard_normal(shape)) if shape else np.asarray(7)
         # Coordinates such as steps increase.
         inputs[needed.variable.name] = (
-            np.arange(drawn.size) if dtype.kind == "i" and shape else drawn
+            np.arange(drawn.size).reshape(shape) if dtype.kind == "i" and shape else drawn
         ).astype(dtype)
     if "seed" in inspect.signature(analysis.kernel).parameters:
         inputs["seed"] = np.zeros([1] * len(analysis.cell), np.uint64)
@@ -240,6 +242,7 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
         for step in range(20):
             forms = {"constant": 0.0, "nan": np.nan, "inf": np.inf}.get(bad, 1.0)
             write_workers(writer, step, rng, forms, 1 if bad == "one batch" else 4)
+        define_prior_kernel(writer)
         for step in (0,) if bad == "one step" else (0, 1):
             # What is constant has no curvature either; of one batch there are no forms enough.
             forms = {"constant": 0.0, "nan": np.nan, "inf": np.inf}.get(bad, 1.0)
@@ -249,7 +252,8 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
             write_averages(writer, step, rng, forms, batches)
             write_complexity(writer, step, rng, forms, batches)
             write_smoothed_gradient(writer, step, rng, forms, batches)
-            write_perturbed_loss(writer, step, rng, forms, batches)
+            write_perturbed_loss(writer, step, rng, forms, batches, min(batches, 8))
+            write_prior_kernel(writer, step, rng, forms, min(batches, 4))
             writer.append("steps", step=step, learning_rate=0.1)
             writer.append("noise", step=step, sampled=values, mean_sampled=np.zeros(28))
             distance = np.full(2, np.nan if bad == "nan" else 1.0)
