@@ -36,6 +36,12 @@ class Assumption(IntEnum):
     UNCHECKED = 0
     HOLDS = 1
     FAILS = 2
+    NOT_NEEDED = 3
+
+    @classmethod
+    def meanings(cls) -> str:
+        """What the numbers in a result stand for."""
+        return ", ".join(f"{each.value} {each.name.lower().replace('_', ' ')}" for each in cls)
 
 
 class Status(IntEnum):

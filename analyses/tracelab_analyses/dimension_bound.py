@@ -422,7 +422,7 @@ ANALYSIS = Analysis(
         Variable("lipschitz", _CELL, "loss/weight", description="given, or largest gradient norm"),
         Variable(
             "assumption_holds", ("layer", "assumption"), dtype="uint8",
-            description=", ".join(f"{each.value} {each.name.lower()}" for each in Assumption),
+            description=Assumption.meanings(),
         ),
         Variable("n_data", _CELL, description="training examples"),
         Variable("n_iterates", _CELL, dtype=_COUNT, description="records used"),

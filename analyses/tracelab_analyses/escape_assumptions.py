@@ -16,13 +16,14 @@ __all__ = [
     "HOLDS",
     "LEVEL",
     "NEEDS",
+    "NOT_NEEDED",
     "UNCHECKED",
     "combined",
     "independent",
 ]
 
 LEVEL = 0.05
-UNCHECKED, HOLDS, FAILS = Assumption
+UNCHECKED, HOLDS, FAILS, NOT_NEEDED = Assumption
 ASSUMPTIONS = {
     "quadratic": "the loss reaches the barrier within a quarter of where the quadratic does",
     "at_bottom": "the weights are within a quarter of the width of the bottom",

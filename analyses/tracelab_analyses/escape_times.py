@@ -17,13 +17,14 @@ from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
 from tracelab.errors import UsageError
 from tracelab.outcomes import blank
 from tracelab.stats import escape, normality, stable
-from tracelab.typing import Array, FloatArray, IntArray, Status
+from tracelab.typing import Array, Assumption, FloatArray, IntArray, Status
 from tracelab_analyses.escape_assumptions import (
     ASSUMPTIONS,
     FAILS,
     HOLDS,
     LEVEL,
     NEEDS,
+    NOT_NEEDED,
     UNCHECKED,
     combined,
     independent,
@@ -326,7 +327,7 @@ def _table(
     names = list(NEEDS)
     times = {key: np.full(len(names), np.nan) for key in ("", "_low", "_high")}
     status = np.full(len(names), int(Status.FAILED), dtype=np.uint8)
-    checks = np.zeros((len(names), len(ASSUMPTIONS)), dtype=np.uint8)
+    checks = np.full((len(names), len(ASSUMPTIONS)), NOT_NEEDED, dtype=np.uint8)
     for i, name in enumerate(names):
         found = predictions.get(name, Prediction())
         status[i] = int(found.status)
@@ -360,7 +361,7 @@ def _input(
 ANALYSIS = Analysis(
     name="escape_times",
     summary="How long does the optimizer stay in a basin? Theory, simulation, observation",
-    version=1,
+    version=2,
     inputs=(
         _input("eigenvalue", ("step", "eigenpair"), "1"),
         _input("noise_along", ("step", "batch", "eigenpair"), _ROOT),
@@ -384,7 +385,7 @@ ANALYSIS = Analysis(
         Variable("theory_status", _THEORY, dtype="uint8",
                  description="status of the time; failed: the theory has no answer here"),
         Variable("assumption_holds", (*_THEORY, "assumption"), dtype="uint8",
-                 description="0: not needed or not checked, 1: holds, 2: fails"),
+                 description=Assumption.meanings()),
         Variable("barrier", _CELL, "loss", description="rise of the loss that is leaving"),
         Variable("memory", _CELL, "step", description="steps over which gradients are averaged"),
         Variable("curvature", _PAIR, description="eigenvalue; above 2 a direction is unstable"),

@@ -45,13 +45,13 @@ def assumed(facts: Mapping[str, bool | None]) -> IntArray:
     Returns
     -------
     ndarray of uint8
-        `tracelab.typing.Assumption`; ``HOLDS`` where a theory does without.
+        `tracelab.typing.Assumption`; ``NOT_NEEDED`` where a theory does without.
     """
     values = {None: Assumption.UNCHECKED, True: Assumption.HOLDS, False: Assumption.FAILS}
     return np.array(
         [
             [
-                values[facts.get(name)] if name in NEEDS[theory] else Assumption.HOLDS
+                values[facts.get(name)] if name in NEEDS[theory] else Assumption.NOT_NEEDED
                 for name in ASSUMPTIONS
             ]
             for theory in THEORIES

@@ -13,7 +13,7 @@ from scipy import stats
 
 from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
 from tracelab.outcomes import blank
-from tracelab.typing import Array, FloatArray, IntArray, Status
+from tracelab.typing import Array, Assumption, FloatArray, IntArray, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, THEORIES, assumed
 from tracelab_analyses.information_figures import finding, plot
 from tracelab_analyses.information_theories import VIRTUAL, Path, best
@@ -357,7 +357,7 @@ ANALYSIS = Analysis(
                  description="what is bounded; 0: the loss, 1: the error"),
         Variable("range", _CELL, description="of what is bounded: 1 of the error, or loss_bound"),
         Variable("assumption_holds", (*_CELL, "theory", "assumption"), dtype="uint8",
-                 description="0: not to be seen in a trace, 1: holds or is not needed, 2: fails"),
+                 description=Assumption.meanings()),
         Variable("n_data", _CELL, dtype="int64", description="training examples"),
         Variable("n_held_out", _CELL, dtype="int64", description="held-out examples"),
         Variable("n_batches", _CELL, dtype="int64", description="minibatches of the variance"),

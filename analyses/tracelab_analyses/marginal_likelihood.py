@@ -367,7 +367,7 @@ ANALYSIS = Analysis(
                  description="share of the second moment that is the mean's square"),
         Variable("mean_share_se", _CELL, description="standard error, by the jackknife"),
         Variable("assumption_holds", (*_CELL, "assumption"), dtype="uint8",
-                 description=", ".join(f"{each.value} {each.name.lower()}" for each in Assumption)),
+                 description=Assumption.meanings()),
         Variable("n_examples", _CELL, dtype="int64", description="labels"),
         Variable("n_positive", _CELL, dtype="int64", description="of the second class"),
         Variable("n_networks", _CELL, dtype="int64", description="initializations"),

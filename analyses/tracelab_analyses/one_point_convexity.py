@@ -421,7 +421,7 @@ ANALYSIS = Analysis(
         Variable("smoothness", _CELL, _PER, description="largest recorded curvature, L from below"),
         Variable("rate", _CELL, _RATE, description="largest learning rate of the path"),
         Variable("assumption_holds", ("layer", "assumption"), dtype="uint8",
-                 description="0, 1, 2: unchecked, holds, fails"),
+                 description=Assumption.meanings()),
         Variable("bound", _CELL, "weight",
                  description="radius the theorem keeps the run in; NaN without its conditions"),
         Variable("target_step", _CELL, dtype="int64", units="step", description="of the target"),

@@ -455,7 +455,7 @@ ANALYSIS = Analysis(
                  description="what makes it so: " + ", ".join(
                      f"{code} {text}" for code, text in enumerate(TERMS))),
         Variable("assumption_holds", (*_CELL, "assumption"), dtype="uint8",
-                 description=", ".join(f"{each.value} {each.name.lower()}" for each in Assumption)),
+                 description=Assumption.meanings()),
         Variable("sigma_recorded", (*_CELL, "level"), "weight",
                  description="standard deviations of noise"),
         Variable("of_loss", _CELL, dtype="uint8",

@@ -15,7 +15,14 @@ from tracelab.cells import labelled, run
 from tracelab.errors import NotRecordedError
 from tracelab.stats import escape, stable
 from tracelab.typing import Status
-from tracelab_analyses.escape_assumptions import ASSUMPTIONS, FAILS, HOLDS, NEEDS, UNCHECKED
+from tracelab_analyses.escape_assumptions import (
+    ASSUMPTIONS,
+    FAILS,
+    HOLDS,
+    NEEDS,
+    NOT_NEEDED,
+    UNCHECKED,
+)
 from tracelab_analyses.escape_theories import widths
 from tracelab_analyses.escape_times import ANALYSIS, escape_times
 
@@ -146,7 +153,7 @@ def test_what_theories_assume_is_checked():
     for theory, needed in NEEDS.items():
         for assumption in ASSUMPTIONS:
             if assumption not in needed:
-                assert held(fine, theory, assumption) == UNCHECKED
+                assert held(fine, theory, assumption) == NOT_NEEDED
     for assumption in ("quadratic", "at_bottom", "small_steps", "short_memory", "unclipped"):
         assert held(fine, "diffusion", assumption) == HOLDS
     assert held(fine, "simulated_stable", "independent") == HOLDS
@@ -158,7 +165,7 @@ def test_what_theories_assume_is_checked():
     assert held(ask(noise, [0.1, 0.08], clip=9.0), "diffusion", "unclipped") == FAILS
     narrow = 0.5 + 3 * np.broadcast_to(HEIGHTS[:, None], (2, HEIGHTS.size, 2))
     assert held(ask(noise, [0.1, 0.08], profile=narrow), "diffusion", "quadratic") == FAILS
-    assert held(ask(noise, [0.1, 0.08], profile=narrow), "levy", "quadratic") == UNCHECKED
+    assert held(ask(noise, [0.1, 0.08], profile=narrow), "levy", "quadratic") == NOT_NEEDED
     wide = 0.5 + 0.1 * np.broadcast_to(HEIGHTS[:, None], (2, HEIGHTS.size, 2))
     assert held(ask(noise, [0.1, 0.08], profile=wide), "diffusion", "quadratic") == FAILS
     assert held(ask(noise, [0.1, 0.08], gain=1.0), "kramers", "settled") == FAILS

@@ -351,18 +351,18 @@ def test_assumptions_are_those_a_trace_can_tell():
         table = bounds([0, 20], 1.0, 1.0, parameters=parameters, **given)["assumption_holds"]
         return Assumption(table[THEORIES.index(theory), list(ASSUMPTIONS).index(name)])
 
-    unchecked, right, wrong = Assumption
+    unchecked, right, wrong, not_needed = Assumption
     assert holds("neu", "plain_sgd") == right
     assert holds("neu", "plain_sgd", plain_sgd=False) == wrong
     assert holds("pensia", "all_layers", all_layers=False) == wrong
     assert holds("neu", "scale_fixed") == wrong
     assert holds("neu", "scale_fixed", parameters={"sigma_total": 0.1}) == right
-    assert holds("pensia", "scale_fixed") == right
+    assert holds("pensia", "scale_fixed") == not_needed
     assert holds("minkowski", "expectation") == unchecked
     assert holds("pensia", "gradients_bounded") == unchecked
     assert holds("negrea", "full_batch") == wrong
     assert holds("negrea", "full_batch", batch_size=100, replacement=False) == right
-    assert holds("minkowski", "proof") == right
+    assert holds("minkowski", "proof") == not_needed
     assert holds("neu", "bounded") == right
     no_error = {"error": np.full((2, 2), np.nan), "parameters": {"loss_bound": 0.6}}
     assert holds("neu", "bounded", **no_error) == unchecked

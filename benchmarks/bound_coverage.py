@@ -1,0 +1,120 @@
+"""How often bounds are crossed: 200 training sets, each with a network of its own.
+
+``python -m benchmarks bound_coverage``: logistic regression and a small network are trained on 100
+examples of a known law and recorded; what bounds say of the risk, or of the gap, is put beside what
+4,000 fresh examples say. A bound of probability 1 - delta may be crossed by a share delta of sets
+(the binomial law says how many of 200 that can be), a bound on an expectation not by the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+import tracelab
+from tracelab.contracts import NETWORK
+from tracelab_collectors import PerturbedLoss, misclassified
+
+SETS, EXAMPLES, FRESH, INPUTS = 200, 100, 4000, 5
+STEPS, BATCH, RATE, ROWS = 60, 10, 0.2, (0, 5, 20, 40)
+# Chosen before any data are seen.
+SIGMAS, TOTAL = tuple(np.geomspace(0.05, 1.6, 6).round(3).tolist()), 0.8
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "logistic regression": lambda: nn.Linear(INPUTS, 2),
+    "network": lambda: nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, 2)),
+}
+CONFIDENCE = 0.95
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the mean cross-entropy."""
+    return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+
+def drawn(count: int, generator: torch.Generator) -> torch.utils.data.TensorDataset:
+    """Return examples of two classes, of which noise hides the border."""
+    inputs = torch.randn(count, INPUTS, generator=generator)
+    score = inputs[:, 0] + inputs[:, 1] * inputs[:, 2] + torch.randn(count, generator=generator)
+    return torch.utils.data.TensorDataset(inputs, (score > 0).long())
+
+
+def record(make: Callable[[], nn.Module], number: int, path: Path) -> None:
+    """Train on a set of its own, and record the run."""
+    generator = torch.Generator().manual_seed(number)
+    train, fresh = drawn(EXAMPLES, generator), drawn(FRESH, generator)
+    torch.manual_seed(number)
+    net = make()
+    optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
+    probe = PerturbedLoss(
+        held_out=fresh, steps=ROWS, sigmas=SIGMAS, draws=8, error=misclassified, batches=16,
+        batch_size=BATCH, replacement=True,
+    )  # fmt: skip
+    with tracelab.attach(
+        net, optimizer, path, collectors=[probe], loss=loss, data=train, seed=number
+    ):
+        for _ in range(STEPS):
+            chosen = torch.randint(EXAMPLES, (BATCH,), generator=generator)
+            optimizer.zero_grad()
+            loss(net, train[chosen]).backward()
+            optimizer.step()
+
+
+def crossings(make: Callable[[], nn.Module], sets: int) -> dict[str, np.ndarray]:
+    """Return bound and truth of every set by theory, shape (set, 2)."""
+    found = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(sets):
+            path = Path(folder) / f"{number}.zarr"
+            record(make, number, path)
+            for name, truth, given in (
+                ("information_bound", "gap", {"sigma_total": TOTAL}),
+                ("pac_bayes", "held_out", {"confidence": CONFIDENCE}),
+            ):
+                result = tracelab.analyze(path, name, **given)[name].load()
+                last = result.sel(layer=NETWORK).isel(step=-1)
+                for theory in last["theory"].values:
+                    pair = last.sel(theory=theory)
+                    if np.isfinite(pair["bound"]):
+                        both = [float(pair["bound"]), float(last[truth].sel(theory=theory)
+                                if "theory" in last[truth].dims else last[truth])]  # fmt: skip
+                        found[f"{name.replace('_', ' ')}, {theory}"].append(both)
+    return {theory: np.array(pairs) for theory, pairs in found.items()}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sets", type=int, default=SETS)
+    options, _ = parser.parse_known_args()
+    torch.set_num_threads(1)
+    allowed = int(stats.binom.ppf(0.999, options.sets, 1 - CONFIDENCE))
+    print(
+        f"Of {options.sets} sets up to {allowed} may cross a bound of confidence {CONFIDENCE}; of "
+        "a bound on an expectation (information bound) the mean difference must not be negative.\n"
+    )
+    print("| model | bound | mean bound | mean truth | mean difference | crossed | verdict |")
+    print("|---|---|---|---|---|---|---|")
+    for label, make in MODELS.items():
+        for theory, pairs in crossings(make, options.sets).items():
+            difference = pairs[:, 0] - pairs[:, 1]
+            error = difference.std(ddof=1) / np.sqrt(len(pairs))
+            crossed = int((difference < 0).sum())
+            held = difference.mean() > -3 * error if "information" in theory else crossed <= allowed
+            print(
+                f"| {label} | {theory} | {pairs[:, 0].mean():.3f} | {pairs[:, 1].mean():.4f} | "
+                f"{difference.mean():.3f} +- {error:.3f} | {crossed} of {len(pairs)} | "
+                f"{'holds' if held else 'CROSSED'} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
