@@ -26,7 +26,7 @@ from tracelab_collectors import PerturbedLoss, misclassified
 SETS, EXAMPLES, FRESH, INPUTS = 200, 100, 4000, 5
 STEPS, BATCH, RATE, ROWS = 60, 10, 0.2, (0, 5, 20, 40)
 # Chosen before any data are seen.
-SIGMAS, TOTAL = tuple(np.geomspace(0.05, 1.6, 6).round(3).tolist()), 0.8
+SIGMAS, TOTAL, DRAWS = (0.2, 0.4, 0.8, 1.6), 0.8, 40
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "logistic regression": lambda: nn.Linear(INPUTS, 2),
     "network": lambda: nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, 2)),
@@ -54,7 +54,7 @@ def record(make: Callable[[], nn.Module], number: int, path: Path) -> None:
     net = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=RATE)
     probe = PerturbedLoss(
-        held_out=fresh, steps=ROWS, sigmas=SIGMAS, draws=8, error=misclassified, batches=16,
+        held_out=fresh, steps=ROWS, sigmas=SIGMAS, draws=DRAWS, error=misclassified, batches=16,
         batch_size=BATCH, replacement=True,
     )  # fmt: skip
     with tracelab.attach(

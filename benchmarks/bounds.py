@@ -48,8 +48,8 @@ SAID = {
     "pac_bayes": Said(
         "risk", "held_out", ("empirical", "empirical_high", "penalty", "kl", "sigma")
     ),
-    "marginal_likelihood": Said("risk", "", ("log_evidence", "price_term")),
-    "dimension_bound": Said("gap", "", ("bound_term",)),
+    "marginal_likelihood": Said("risk of two classes", "", ("log_evidence", "price_term")),
+    "dimension_bound": Said("gap", "no array", ("bound_term",)),
 }
 
 
@@ -106,14 +106,13 @@ def told(name: str, result: xr.Dataset, errors: FloatArray) -> Iterator[str]:
     for labels in itertools.product(*(last[dim].values for dim in dims)):
         row = last.sel(dict(zip(dims, labels, strict=True)))
         said, value = SAID[name], float(row["bound"])
-        plain = errors[1] - errors[0] if said.of == "gap" else errors[1]
-        truth = float(row[said.truth]) if said.truth else plain
+        truth = float(row[said.truth]) if said.truth in row else errors[1] - errors[0]
         cells = [
             ", ".join([name.replace("_", " "), *map(str, labels)]),
             f"{value:.3g}" if np.isfinite(value) else "none: what it needs is not there",
             "vacuous" if row["vacuous"] else "",
             ", ".join(_terms(row, said.terms)) if np.isfinite(value) else "",
-            f"{said.of} {truth:.4f}",
+            f"{said.of} {truth:.4f}" if said.truth else said.of,
             *("; ".join(_among(row, code)) for code in CODES),
         ]
         yield f"| {' | '.join(cells)} |"

@@ -376,7 +376,10 @@ ANALYSIS = Analysis(
         Input(
             Variable("recorded_n_data", ()),
             sources=tuple(
-                f"{kind}@n_data" for kind in ("noise", "examples", "hessian", "sharpness", "basin")
+                f"{kind}@n_data"
+                for kind in (
+                    "noise", "examples", "hessian", "sharpness", "basin", "perturbed_loss"
+                )
             ),
             optional=True,
         ),

@@ -318,7 +318,7 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
         right.bar(places + shift, price, 0.08, bottom=last["evidence_term"], color=color, alpha=0.4)
     left.axhline(0.5, color="0.6", lw=1, ls=":")
     left.set(ylabel="bound on the error", title="Bound", ylim=(0, 1))
-    right.set(ylabel="nats an example", title="Terms: evidence, and price in light colour")
+    right.set(ylabel="nats an example", title="Evidence; price in light colour")
     for axis in (left, right):
         axis.set_xticks(places, list(METHODS))
         if axis.get_legend_handles_labels()[0]:
