@@ -286,7 +286,7 @@ def walk(rng, count, directions=8):
 
 def define_workers(writer):
     """Declare what workers of a job have, and micro-batches of their steps."""
-    writer.define("workers", kind="workers", variables=of_workers())
+    writer.define("worker", kind="workers", variables=of_workers())
     writer.define("micro_batches", kind="noise", attrs={"batch_size": 8})
 
 
@@ -297,7 +297,7 @@ def write_workers(writer, step, rng, scale=1.0, workers=4):
         return scale * (mean + rng.standard_normal((workers, len(LAYERS), 64)))
 
     writer.append(
-        "workers",
+        "worker",
         step=step,
         gradient_projected=around(1.0),
         gradient_squared_norm=np.full((workers, len(LAYERS)), 128.0),

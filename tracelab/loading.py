@@ -232,51 +232,55 @@ def _squared(
     if there.spans is not None:
         names = trace.groups[read.group]["layer"].values
         numel = trace.layers["numel"].sel(layer=names).values
-    for i, row in enumerate(rows.tolist()):
-        network = np.zeros(batches)
-        wanted = range(there.count) if (layers < 0).any() else layers.tolist()
-        known = {layer: j for j, layer in enumerate(layers.tolist())}
+    wanted = range(there.count) if (layers < 0).any() else layers.tolist()
+    known = {layer: j for j, layer in enumerate(layers.tolist())}
+    height = 1
+    if "layer" in values.dims:
+        height = max(1, TRANSIENT_BYTES // (8 * batches * values.shape[-1]))
+    for begin in range(0, rows.size, height):
+        some = slice(begin, begin + height)
+        network = np.zeros((rows[some].size, batches))
         for layer in wanted:
-            squared = np.zeros(batches)
-            for part, centre in _elements(values, mean, row, layer, there):
+            squared = np.zeros_like(network)
+            for part, centre in _elements(values, mean, rows[some], layer, there):
                 squared += noise.squared_norm(part, centre, centred=centred)
             if numel is not None and there.spans is not None:
                 squared *= numel[layer] / max(int(there.spans.count[layer]), 1)
             network += squared
             if layer in known:
-                out[i, known[layer]] = squared
+                out[some, known[layer]] = squared
         if -1 in known:
-            out[i, known[-1]] = network
+            out[some, known[-1]] = network
     return (out[..., 0], ("step", "layer")) if single else (out, ("step", "layer", "batch"))
 
 
 def _elements(
-    values: Stored, mean: Stored | None, row: int, layer: int, there: Address
+    values: Stored, mean: Stored | None, rows: IntArray, layer: int, there: Address
 ) -> Iterator[tuple[Array, Array | None]]:
-    """Yield a layer's gradients (batch, element) at one row with their mean, piece by piece."""
+    """Yield a layer's gradients (row, batch, element) with their means, piece by piece.
+
+    Of coordinates there is one row.
+    """
     if "layer" in values.dims:
-        part = _at_layer(values, row, layer)
-        yield part, None if mean is None else _at_layer(mean, row, layer)[0]
+        part = _at_layer(values, rows, layer)
+        yield part, None if mean is None else _at_layer(mean, rows, layer)[:, 0]
         return
     assert there.spans is not None
+    (row,) = rows.tolist()
     count = values.shape[1] if "batch" in values.dims else 1
     width = max(1, TRANSIENT_BYTES // (8 * count * noise.RUN)) * noise.RUN
     total = int(there.spans.count[layer])
     for begin in range(0, total, width):
         end = min(begin + width, total)
-        part = _coordinates(values, row, layer, there.spans, begin, end)
-        centre = (
-            None if mean is None else _coordinates(mean, row, layer, there.spans, begin, end)[0]
-        )
+        part = _coordinates(values, row, layer, there.spans, begin, end)[None]
+        centre = None if mean is None else _coordinates(mean, row, layer, there.spans, begin, end)
         yield part, centre
 
 
-def _at_layer(stored: Stored, row: int, layer: int) -> Array:
-    """Return (batch, direction) of one layer at one row; one batch if there are none."""
-    index = [slice(0, size) for size in stored.shape]
-    index[0] = slice(row, row + 1)
-    index[stored.dims.index("layer")] = slice(layer, layer + 1)
-    return stored[tuple(index)].reshape(-1, stored.shape[-1])
+def _at_layer(stored: Stored, rows: IntArray, layer: int) -> Array:
+    """Return (row, batch, direction) of one layer; one batch if there are none."""
+    found = _taken(stored, {"step": rows, "layer": np.array([layer])})
+    return found.reshape(rows.size, -1, stored.shape[-1])
 
 
 def _coordinates(stored: Stored, row: int, layer: int, spans: Spans, begin: int, end: int) -> Array:

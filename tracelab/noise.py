@@ -470,28 +470,31 @@ def squared_norm(values: Array, mean: Array | None, *, centred: bool) -> FloatAr
 
     Parameters
     ----------
-    values : ndarray, shape (batch, element)
+    values : ndarray, shape (..., batch, element)
         Vectors, or a piece of them that begins at a multiple of `RUN` elements.
-    mean : ndarray, shape (element,), or None
+    mean : ndarray, shape (..., element), or None
         Their centre. Without it, the mean over batches.
     centred : bool
         Whether to subtract it.
 
     Returns
     -------
-    ndarray of float64, shape (batch,)
+    ndarray of float64, shape (..., batch)
         With the mean over the same K batches times K/(K-1), which makes it unbiased.
     """
-    count = values.shape[0]
+    count = values.shape[-2]
     inflate = 1.0
     if centred and mean is None:
         inflate = count / (count - 1) if count > 1 else np.nan
-    total: FloatArray = np.zeros(count)
-    for begin in range(0, values.shape[1], RUN):
-        part = np.array(values[:, begin : begin + RUN], dtype=np.float64, order="C")
+    total: FloatArray = np.zeros(values.shape[:-1])
+    for begin in range(0, values.shape[-1], RUN):
+        run = slice(begin, begin + RUN)
+        part = np.array(values[..., run], dtype=np.float64, order="C")
         # What is not finite stays so, and is a status of the cell.
         with np.errstate(invalid="ignore"):
-            if centred:
-                part -= part.mean(axis=0) if mean is None else np.asarray(mean[begin : begin + RUN])
-            total += np.square(part, out=part).sum(axis=1)
+            if centred and mean is None:
+                part -= part.mean(axis=-2, keepdims=True)
+            elif centred and mean is not None:
+                part -= np.asarray(mean)[..., None, run]
+            total += np.square(part, out=part).sum(axis=-1)
     return inflate * total

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COLLECTOR = "Workers() on every rank: attach(..., rank=rank, world_size=world_size)"
 _CELL = ("step", "layer")
 _SQUARED = "(loss/weight)^2"
+BLOCK_BYTES = 2**20
 # Weights that are as near as rounding to float32 has it are the same: relative to their norm.
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 
@@ -69,96 +70,122 @@ def worker_drift(
         See ``ANALYSIS.outputs``. Workers whose gradient or weights are missing or not finite are
         left out, and counted in ``n_missing``.
     """
-    shape = weight.shape[:2]
-    out = blank(ANALYSIS.outputs, dict(zip(_CELL, shape, strict=True)))
-    for cell in np.ndindex(*shape):
-        both = np.isfinite(weight[cell]) & np.isfinite(gradient[cell])
-        known: BoolArray = np.asarray(both.all(axis=-1))
-        out["n_workers"][cell] = known.sum()
-        out["n_missing"][cell] = (~known).sum()
-        x = weight[cell][known].astype(np.float64)
-        g = gradient[cell][known].astype(np.float64)
-        status = _status(x, g, known)
-        out["status"][cell] = int(status)
-        if status is not Status.OK:
-            continue
-        variance = None if gradient_variance is None else gradient_variance[cell][known]
-        for name, value in _cell(x, g, variance, tolerance).items():
-            out[name][cell] = value
+    steps, layers, workers, directions = weight.shape
+    out = blank(ANALYSIS.outputs, {"step": steps, "layer": layers})
+    cells = {name: array.reshape(-1, *array.shape[2:]) for name, array in out.items()}
+    x, g = (each.reshape(-1, workers, directions) for each in (weight, gradient))
+    variance = None if gradient_variance is None else gradient_variance.reshape(-1, workers)
+    known: BoolArray = np.asarray(np.isfinite(x).all(axis=-1))
+    known &= np.isfinite(g).all(axis=-1)
+    cells["n_workers"][:] = known.sum(axis=1)
+    cells["n_missing"][:] = (~known).sum(axis=1)
+    cells["status"][:] = _status(g, known)
+    # Cells with the same workers are computed side by side, some at a time.
+    good = np.flatnonzero(cells["status"] == int(Status.OK))
+    patterns, of = np.unique(known[good], axis=0, return_inverse=True)
+    width = max(1, BLOCK_BYTES // (8 * workers * directions))
+    for number, present in enumerate(patterns):
+        same = good[of.ravel() == number]
+        for some in np.split(same, range(width, same.size, width)):
+            own = np.ix_(some, np.flatnonzero(present))
+            found = _cells(
+                x[own].astype(np.float64),
+                g[own].astype(np.float64),
+                None if variance is None else variance[own],
+                tolerance,
+            )
+            for name, values in found.items():
+                cells[name][some] = values
     return out
 
 
-def _status(x: FloatArray, g: FloatArray, known: BoolArray) -> Status:
-    if known.size > 1 and not known.any():
-        return Status.NON_FINITE_INPUT
-    if len(x) < 2:
-        return Status.TOO_FEW_SAMPLES
-    return Status.OK if g.any(axis=-1).all() else Status.CONSTANT_INPUT
-
-
-def _cell(
-    x: FloatArray, g: FloatArray, variance: FloatArray | None, tolerance: float
-) -> dict[str, float]:
-    n = len(x)
-    found: dict[str, float] = {}
-    for name, vectors in (("consensus", x), ("scatter", g)):
-        found[name], found[f"{name}_se"], found[f"{name}_worker_se"] = _spread(vectors)
-    found["synchronized"] = found["consensus"] <= tolerance**2 * np.square(x).sum() / n
-    if variance is not None and np.isfinite(variance).all():
-        noise = (n - 1) / n * variance.mean()
-        found["dissimilarity"] = found["scatter"] - noise
-        # The jackknife sees the noise in the scatter, and takes workers as drawn: rather too much.
-        error = (n - 1) / n * variance.std(ddof=1) / math.sqrt(n)
-        found["dissimilarity_se"] = math.hypot(
-            found["scatter_se"], found["scatter_worker_se"], error
-        )
-        found["noise"] = noise
-    squares, total = np.square(g).sum(axis=0), np.square(g.sum(axis=0))
-    if total.sum() > 0:
-        found["diversity"] = squares.sum() / total.sum()
-        influence = (squares - found["diversity"] * total) / total.sum()
-        found["diversity_se"] = _error(influence)
-    found |= _cosines(g)
+def _status(g: FloatArray, known: BoolArray) -> Array:
+    """Return the status of each cell, (cell, worker, direction)."""
+    count = known.sum(axis=1)
+    still = (known & ~g.any(axis=-1)).any(axis=1)
+    found = np.where(still, int(Status.CONSTANT_INPUT), int(Status.OK))
+    found[count < 2] = int(Status.TOO_FEW_SAMPLES)
+    if known.shape[1] > 1:
+        found[count == 0] = int(Status.NON_FINITE_INPUT)
     return found
 
 
-def _spread(vectors: FloatArray) -> tuple[float, float, float]:
+def _cells(
+    x: FloatArray, g: FloatArray, variance: FloatArray | None, tolerance: float
+) -> dict[str, Array]:
+    """Return the numbers of cells, (cell, worker, direction), with the same workers."""
+    n = x.shape[1]
+    found: dict[str, Array] = {}
+    for name, vectors in (("consensus", x), ("scatter", g)):
+        found[name], found[f"{name}_se"], found[f"{name}_worker_se"] = _spread(vectors)
+    norms = np.square(x).sum(axis=2).sum(axis=1)
+    found["synchronized"] = found["consensus"] <= tolerance**2 * norms / n
+    if variance is not None:
+        # NaN where the noise of a gradient is not known.
+        clean = np.where(np.isfinite(variance).all(axis=1, keepdims=True), variance, np.nan)
+        noise = (n - 1) / n * clean.mean(axis=1)
+        found["dissimilarity"] = found["scatter"] - noise
+        # The jackknife sees the noise in the scatter, and takes workers as drawn: rather too much.
+        error = (n - 1) / n * clean.std(axis=1, ddof=1) / math.sqrt(n)
+        found["dissimilarity_se"] = np.hypot(
+            np.hypot(found["scatter_se"], found["scatter_worker_se"]), error
+        )
+        found["noise"] = noise
+    squares, total = np.square(g).sum(axis=1), np.square(g.sum(axis=1))
+    sums = total.sum(axis=1)
+    sums = np.where(sums > 0, sums, np.nan)
+    found["diversity"] = squares.sum(axis=1) / sums
+    influence = squares - found["diversity"][:, None] * total
+    found["diversity_se"] = _error(influence / sums[:, None])
+    return found | _cosines(g)
+
+
+def _spread(vectors: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return mean squared distance from the mean, its error over directions and over workers."""
-    n = len(vectors)
+    n = vectors.shape[1]
     # About the first: workers that are the same are at a distance of 0, not of rounding.
-    offsets = vectors - vectors[0]
-    squares = np.square(offsets - offsets.mean(axis=0))
-    by_worker = squares.sum(axis=1)
-    spread = float(by_worker.sum() / n)
-    jackknife = math.nan
+    offsets = vectors - vectors[:, :1]
+    squares = np.square(offsets - offsets.mean(axis=1, keepdims=True))
+    by_worker = squares.sum(axis=2)
+    sums = by_worker.sum(axis=1, keepdims=True)
+    jackknife = np.full(len(vectors), np.nan)
     if n > 2:
         # Without worker i the sum of squares is that of all less n / (n - 1) of its own.
-        without = (by_worker.sum() - n / (n - 1) * by_worker) / (n - 1)
-        jackknife = math.sqrt((n - 1) / n * np.square(without - without.mean()).sum())
-    return spread, _error(squares.sum(axis=0) / n), jackknife
+        without = (sums - n / (n - 1) * by_worker) / (n - 1)
+        scatter = np.square(without - without.mean(axis=1, keepdims=True)).sum(axis=1)
+        jackknife = np.sqrt((n - 1) / n * scatter)
+    return sums[:, 0] / n, _error(squares.sum(axis=1) / n), jackknife
 
 
-def _error(terms: FloatArray) -> float:
-    """Return the standard error of a sum over exchangeable directions."""
-    return float(np.sqrt(terms.size) * terms.std(ddof=1)) if terms.size > 1 else math.nan
+def _error(terms: FloatArray) -> FloatArray:
+    """Return the standard error of sums over exchangeable directions, the last axis."""
+    size = terms.shape[-1]
+    if size < 2:
+        return np.full(terms.shape[:-1], np.nan)
+    error: FloatArray = np.sqrt(size) * terms.std(axis=-1, ddof=1)
+    return error
 
 
-def _cosines(g: FloatArray) -> dict[str, float]:
+def _cosines(g: FloatArray) -> dict[str, Array]:
     """Return mean and smallest cosine of pairs, with errors over directions to first order."""
-    n = len(g)
-    unit = g / np.sqrt(np.square(g).sum(axis=1, keepdims=True))
-    cosine = unit @ unit.T
+    n = g.shape[1]
+    unit = g / np.sqrt(np.square(g).sum(axis=2, keepdims=True))
+    # Products of matrices have other bits in other batches.
+    cosine = np.stack([(unit[:, [i]] * unit).sum(axis=2) for i in range(n)], axis=1)
     off = ~np.eye(n, dtype=bool)
     squares = np.square(unit)
     pairs = n * (n - 1)
-    products = np.square(unit.sum(axis=0)) - squares.sum(axis=0)
-    weights = np.where(off, cosine, 0.0).sum(axis=1)
-    i, j = np.unravel_index(np.argmin(np.where(off, cosine, np.inf)), cosine.shape)
-    least = unit[i] * unit[j] - cosine[i, j] / 2 * (squares[i] + squares[j])
+    products = np.square(unit.sum(axis=1)) - squares.sum(axis=1)
+    weights = np.where(off, cosine, 0.0).sum(axis=2)
+    at = np.where(off, cosine, np.inf).reshape(-1, n * n).argmin(axis=1)
+    row, (i, j) = np.arange(len(g)), np.unravel_index(at, (n, n))
+    smallest = cosine[row, i, j]
+    least = unit[row, i] * unit[row, j]
+    least -= smallest[:, None] / 2 * (squares[row, i] + squares[row, j])
     return {
-        "cosine": float(cosine[off].mean()),
-        "cosine_se": _error((products - weights @ squares) / pairs),
-        "cosine_min": float(cosine[i, j]),
+        "cosine": weights.sum(axis=1) / pairs,
+        "cosine_se": _error((products - (weights[:, :, None] * squares).sum(axis=1)) / pairs),
+        "cosine_min": smallest,
         "cosine_min_se": _error(least),
     }
 

@@ -56,7 +56,7 @@ class Workers(Scheduled):
     every: InitVar[int | Schedule] = 1
     batches: int = 1
     sketch: Project = DEFAULT
-    name: str = "workers"
+    name: str = "worker"
     kind: str = field(default="workers", init=False)
 
     def validate(self) -> None:

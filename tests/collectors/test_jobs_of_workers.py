@@ -43,7 +43,7 @@ def test_who_is_not_honest_is_thrown_out_alone(attack: str, tmp_path: Path) -> N
     if attack == "small drift":
         # Not by any gradient of its own: norms and cosines are those of the others.
         assert row["thrown_out_at"][2] > 20
-        norms = tracelab.open(tmp_path / "run.zarr").groups["workers/workers"]
+        norms = tracelab.open(tmp_path / "run.zarr").groups["workers/worker"]
         lengths = norms["gradient_squared_norm"].sum("layer").values
         assert np.median(lengths[:, 2]) < 1.3 * np.median(lengths[:, 0])
 

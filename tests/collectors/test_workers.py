@@ -50,7 +50,7 @@ def train(net, optimizer, inputs, counts):
 def test_records_the_processs_own_sum_and_its_noise(net, optimizer, inputs, path, group):
     with attach(net, optimizer, path, collectors=[Workers(batches=3, sketch=WIDE)]):
         truth = train(net, optimizer, inputs, (3, 2, 1))
-    found = group("workers")
+    found = group("worker")
     assert found.attrs["kind"] == "workers"
     assert found["gradient_projected"].dims == ("step", "worker", "layer", "direction")
     for step, (weights, passes) in enumerate(truth):
@@ -75,7 +75,7 @@ def test_records_the_processs_own_sum_and_its_noise(net, optimizer, inputs, path
 def test_a_gradient_of_more_passes_than_were_heard_is_missing(net, optimizer, inputs, path, group):
     with attach(net, optimizer, path, collectors=[Workers(batches=2, sketch=WIDE)]):
         train(net, optimizer, inputs, (2, 3, 4, 1))
-    found = group("workers")
+    found = group("worker")
     missing = np.isnan(found["gradient_squared_norm"].values).all(axis=(1, 2))
     assert missing.tolist() == [False, True, True, False]
     everywhere = np.isnan(found["gradient_projected"].values).all(axis=(1, 2, 3))
@@ -97,7 +97,7 @@ def test_a_layer_without_a_gradient_is_missing_alone(path, group):
     with attach(net, optimizer, path, collectors=[Workers(sketch=WIDE)]):
         net(torch.ones(4, 3)).sum().backward()
         optimizer.step()
-    found = group("workers").isel(step=0, worker=0)
+    found = group("worker").isel(step=0, worker=0)
     missing = np.isnan(found["gradient_projected"].values).all(axis=-1)
     assert missing.tolist() == [name.startswith("idle") for name in map(str, found["layer"].values)]
 
@@ -114,7 +114,7 @@ def test_ranks_are_read_through_the_trace_of_the_whole(inputs, path):
             train(net, optimizer, inputs, (1,) * (5 - rank))
     trace = tracelab.open(path)
     assert (trace.run, trace.state, trace.attrs["world_size"]) == ("job", "complete", 3)
-    found = trace.groups["workers/workers"]["weight_squared_norm"].values
+    found = trace.groups["workers/worker"]["weight_squared_norm"].values
     assert found.shape == (5, 3, 2)
     assert np.isnan(found).all(axis=2).sum(axis=0).tolist() == [0, 1, 2]
 

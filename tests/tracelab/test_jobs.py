@@ -95,7 +95,7 @@ def test_selection_of_steps_and_layers(trace):
     ("options", "words"),
     [
         ({"names": ["tail_indx"]}, "no analysis is called 'tail_indx'; did you mean 'tail_index'?"),
-        ({"names": ["zzz"]}, "no analysis is called 'zzz'; there are: curvature, "),
+        ({"names": ["zzz"]}, "no analysis is called 'zzz'; there are: averaging, "),
         ({"names": []}, "name at least one analysis"),
         ({"names": ["tail_index"], "mode": "mixed"}, "'mode' must be one of batches, pooled"),
         ({"names": ["tail_index"], "mod": "pooled"}, "parameter 'mod'; did you mean 'mode'?"),

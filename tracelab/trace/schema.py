@@ -43,8 +43,8 @@ FORMAT_VERSION = 1
 NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,128}")
 """What a group or an array may be called: one plain path segment, on every file system."""
 
-RESERVED_GROUPS = ("layers", "results")
-"""Groups that are not for rows: the layer table, and what analyses computed."""
+RESERVED_GROUPS = ("layers", "results", "workers")
+"""Groups that are not for rows: the layer table, what analyses computed, and traces of ranks."""
 
 DTYPES = frozenset(
     {"bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}

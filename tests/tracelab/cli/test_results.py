@@ -99,7 +99,8 @@ def test_numbers_of_an_analysis_that_is_not_installed(run, record, monkeypatch):
     run("analyze", path, "-a", "noise_scale")
     monkeypatch.setattr(registry, "_entries", lambda group: {})
     heading = run("results", path, "noise_scale", "--format", "csv").stdout.splitlines()[0]
-    assert heading.split(",")[:4] == ["step", "layer", "n_batches", "noise_scale"]
+    assert heading.split(",")[:2] == ["step", "layer"]
+    assert {"n_batches", "noise_scale"} < set(heading.split(","))
 
 
 def test_parquet_to_a_file_and_to_a_pipe(run, analysed, tmp_path):

@@ -25,10 +25,10 @@ def values(rank, step):
 
 def record(path, rank, steps, world=3, directions=5, **options):
     with create(path, LAYERS, rank=rank, world_size=world, run="job", **options) as writer:
-        writer.define("workers", kind="workers", variables=OWN)
+        writer.define("worker", kind="workers", variables=OWN)
         for step in steps:
             x = values(rank, step)[..., :directions]
-            writer.append("workers", step=step, x=x, count=[10 * rank + step])
+            writer.append("worker", step=step, x=x, count=[10 * rank + step])
             writer.append("steps", step=step, loss=1.0)
 
 
@@ -53,7 +53,7 @@ def expected():
 
 
 def test_rows_of_ranks_stand_side_by_side_with_nan_where_one_has_none(job):
-    group = tracelab.open(job).groups["workers/workers"]
+    group = tracelab.open(job).groups["workers/worker"]
     assert group["x"].dims == ("step", "worker", "layer", "direction")
     assert group["x"].attrs["units"] == "weight"
     assert group["step"].values.tolist() == list(range(12))
@@ -80,10 +80,10 @@ def test_rows_of_ranks_stand_side_by_side_with_nan_where_one_has_none(job):
 def test_any_part_is_that_part_of_the_whole(job, index):
     trace = tracelab.open(job)
     wanted = expected()[index]
-    stored = trace.stored("workers/workers")["x"]
+    stored = trace.stored("workers/worker")["x"]
     padded = (*index, *[slice(None)] * (4 - len(index)))
     np.testing.assert_array_equal(stored[padded], wanted)
-    lazy = trace.groups["workers/workers"]["x"].data
+    lazy = trace.groups["workers/worker"]["x"].data
     np.testing.assert_array_equal(lazy[index].compute(), wanted)
     np.testing.assert_array_equal(lazy[3, 2].compute(), expected()[3, 2])
 
@@ -93,8 +93,8 @@ def test_the_whole_lists_only_its_own_groups_and_pickles(job):
     assert list(trace.groups) == []
     assert "workers" not in trace.kinds
     again = pickle.loads(pickle.dumps(trace))
-    np.testing.assert_array_equal(again.groups["workers/workers"]["x"].values, expected())
-    with pytest.raises(NotRecordedError, match=r"no group 'steps' that can be .*workers/workers"):
+    np.testing.assert_array_equal(again.groups["workers/worker"]["x"].values, expected())
+    with pytest.raises(NotRecordedError, match=r"no group 'steps' that can be .*workers/worker"):
         trace.groups["workers/steps"]
 
 
@@ -129,13 +129,13 @@ def test_ranks_that_do_not_fit_together_are_refused(tmp_path):
     record(path, 1, range(2), directions=4)
     words = "the ranks 0 and 1 differ in shape or unit of 'x', so that they cannot be read side"
     with pytest.raises(TraceError, match=words):
-        tracelab.open(path).groups["workers/workers"]
+        tracelab.open(path).groups["workers/worker"]
 
 
 def test_a_damaged_rank_is_refused_and_not_left_out(job):
     (job / "workers/rank-002/zarr.json").write_text("{")
     with pytest.raises(TraceError, match="rank-002 is damaged"):
-        tracelab.open(job).groups["workers/workers"]
+        tracelab.open(job).groups["workers/worker"]
 
 
 def test_a_world_too_large_takes_no_memory(job):
@@ -144,15 +144,15 @@ def test_a_world_too_large_takes_no_memory(job):
     document["attributes"]["world_size"] = 10**9
     place.write_text(json.dumps(document))
     with pytest.raises(TraceError, match="its job has 1000000000 ranks, and at most 4096"):
-        tracelab.open(job).groups["workers/workers"]
+        tracelab.open(job).groups["workers/worker"]
 
 
 def test_content_is_another_after_another_row(job):
     """Dask takes arrays of one name for one array, and results of one input for one result."""
-    before = tracelab.open(job).groups["workers/workers"]
+    before = tracelab.open(job).groups["workers/worker"]
     with create(job, LAYERS, rank=3, world_size=4, run="job", resume=True) as writer:
-        writer.append("workers", step=12, x=values(3, 12), count=[1])
-    after = tracelab.open(job).groups["workers/workers"]
+        writer.append("worker", step=12, x=values(3, 12), count=[1])
+    after = tracelab.open(job).groups["workers/worker"]
     assert after["x"].data.name != before["x"].data.name
     assert after.attrs["ranks"] != before.attrs["ranks"]
     xr.testing.assert_equal(after.isel(step=slice(12)).load(), before.load())
