@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 import tracelab
 from tracelab.contracts import NETWORK
-from tracelab_collectors import PerturbedLoss, misclassified
+from tracelab_collectors import PerturbedLoss, Statistics, Weights, misclassified
 
 SETS, EXAMPLES, FRESH, INPUTS = 200, 100, 4000, 5
-STEPS, BATCH, RATE, ROWS = 60, 10, 0.2, (0, 5, 20, 40)
+STEPS, BATCH, RATE, ROWS = 120, 10, 0.2, (0, 5, 20, 60)
 # Chosen before any data are seen.
 SIGMAS, TOTAL, DRAWS = (0.2, 0.4, 0.8, 1.6), 0.8, 40
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -57,8 +57,10 @@ def record(make: Callable[[], nn.Module], number: int, path: Path) -> None:
         held_out=fresh, steps=ROWS, sigmas=SIGMAS, draws=DRAWS, error=misclassified, batches=16,
         batch_size=BATCH, replacement=True,
     )  # fmt: skip
+    path_of_weights = Weights(every=1, sketch=tracelab.Project(64))
+    collectors = [probe, path_of_weights, Statistics()]
     with tracelab.attach(
-        net, optimizer, path, collectors=[probe], loss=loss, data=train, seed=number
+        net, optimizer, path, collectors=collectors, loss=loss, data=train, seed=number
     ):
         for _ in range(STEPS):
             chosen = torch.randint(EXAMPLES, (BATCH,), generator=generator)
@@ -72,20 +74,23 @@ def crossings(make: Callable[[], nn.Module], sets: int) -> dict[str, np.ndarray]
     found = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(sets):
-            path = Path(folder) / f"{number}.zarr"
+            path, gap = Path(folder) / f"{number}.zarr", np.nan
             record(make, number, path)
             for name, truth, given in (
                 ("information_bound", "gap", {"sigma_total": TOTAL}),
                 ("pac_bayes", "held_out", {"confidence": CONFIDENCE}),
+                ("dimension_bound", "", {"iterates": 100}),
             ):
-                result = tracelab.analyze(path, name, **given)[name].load()
-                last = result.sel(layer=NETWORK).isel(step=-1)
+                result = tracelab.analyze(path, name, layers=NETWORK, **given)[name].load()
+                last = result.sel(layer=NETWORK)
+                last = last.isel(step=-1) if "step" in last.dims else last
+                gap = float(last["gap"]) if name == "information_bound" else gap
                 for theory in last["theory"].values:
                     pair = last.sel(theory=theory)
                     if np.isfinite(pair["bound"]):
-                        both = [float(pair["bound"]), float(last[truth].sel(theory=theory)
-                                if "theory" in last[truth].dims else last[truth])]  # fmt: skip
-                        found[f"{name.replace('_', ' ')}, {theory}"].append(both)
+                        measured = float(pair[truth]) if truth else gap
+                        label = f"{name.replace('_', ' ')}, {theory}"
+                        found[label].append([float(pair["bound"]), measured])
     return {theory: np.array(pairs) for theory, pairs in found.items()}
 
 

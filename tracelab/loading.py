@@ -15,7 +15,7 @@ from tracelab import drawing, noise
 from tracelab.addressing import Address, Spans
 from tracelab.contracts import Input
 from tracelab.cutting import Block
-from tracelab.planning import Plan, Read
+from tracelab.planning import SQUARES, Plan, Read
 from tracelab.trace import Trace
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import Array, FloatArray, IntArray
@@ -50,13 +50,14 @@ def load(plan: Plan, piece: Block, trace: Trace) -> Iterator[tuple[Block, dict[s
     """
     samples: dict[str, _Samples] = {}
     arrays: dict[str, Array] = {}
+    squares: dict[str, dict[str, Array]] = {}
     inputs = [needed for needed in plan.analysis.inputs if needed.variable.name in plan.reads]
     for needed in inputs:
         name = needed.variable.name
         if plan.reads[name].kind == "noise":
             samples[name] = _Samples(plan, plan.reads[name], piece, trace)
         else:
-            arrays[name] = _array(plan, needed, piece, trace)
+            arrays[name] = _array(plan, needed, piece, trace, squares)
     if not samples:
         yield piece, arrays
         return
@@ -99,8 +100,13 @@ def _ordered(needed: Input, array: Array) -> Array:
     return np.ascontiguousarray(array.transpose(order), dtype=np.dtype(needed.variable.dtype))
 
 
-def _array(plan: Plan, needed: Input, piece: Block, trace: Trace) -> Array:
-    """Return one input for all cells of a piece."""
+def _array(
+    plan: Plan, needed: Input, piece: Block, trace: Trace, squares: dict[str, dict[str, Array]]
+) -> Array:
+    """Return one input for all cells of a piece.
+
+    Squared norms of all kinds that are made of the same gradients are kept in `squares`.
+    """
     read = plan.reads[needed.variable.name]
     dtype = np.dtype(needed.variable.dtype)
     if read.kind == "constant":
@@ -112,7 +118,17 @@ def _array(plan: Plan, needed: Input, piece: Block, trace: Trace) -> Array:
     if read.kind == "field":
         array, dims = _with_gaps(stored[read.array], rows, layers, there, needed)
     else:
-        array, dims = _squared(stored, read, rows, layers, there, trace)
+        key = f"{read.place}/{read.array}"
+        if key not in squares:
+            kinds = [
+                each.kind
+                for each in plan.reads.values()
+                if each.kind in SQUARES and (each.place, each.array) == (read.place, read.array)
+            ]
+            squares[key] = _squared(stored, read, kinds, rows, layers, there, trace)
+        array, dims = squares[key][read.kind], ("step", "layer", "batch")
+        if read.kind == "signal":
+            array, dims = array[..., 0], dims[:2]
     if read.whole:
         (axis,) = set(needed.variable.dims) - set(dims)
         dims = tuple(axis if dim == "step" else dim for dim in dims)
@@ -152,12 +168,15 @@ def _field(
     if (layers < 0).any():
         squares = needed.network == "root_sum_square"
         total: FloatArray | None = None
-        for part in _layer_by_layer(stored, selection, there.count):
-            values = np.moveaxis(part, axis, 0).astype(np.float64)
-            # What is not finite stays so, and is a status of the cell.
-            with np.errstate(invalid="ignore"):
-                for value in np.square(values, out=values) if squares else values:
-                    total = value.copy() if total is None else np.add(total, value, out=total)
+        # What was read for the layers themselves is not read again.
+        every = parts if np.array_equal(own, np.arange(there.count)) else None
+        for part in every or _layer_by_layer(stored, selection, there.count):
+            for layer in np.moveaxis(part, axis, 0):
+                value = layer.astype(np.float64)
+                # What is not finite stays so, and is a status of the cell.
+                with np.errstate(invalid="ignore"):
+                    value = np.square(value, out=value) if squares else value
+                    total = value if total is None else np.add(total, value, out=total)
         assert total is not None
         network = np.expand_dims(np.sqrt(total) if squares else total, axis)
         parts.append(network)
@@ -217,17 +236,17 @@ def _read_axes(stored: Stored, axes: Sequence[tuple[int, IntArray]], index: list
 def _squared(
     stored: dict[str, Stored],
     read: Read,
+    kinds: Sequence[str],
     rows: IntArray,
     layers: IntArray,
     there: Address,
     trace: Trace,
-) -> tuple[Array, tuple[str, ...]]:
-    """Return squared norms from gradients, with dims (step, layer, batch) or (step, layer)."""
+) -> dict[str, Array]:
+    """Return squared norms of each kind from gradients, with dims (step, layer, batch)."""
     values = stored[read.array]
-    centred, single = read.kind == "deviation", read.kind == "signal"
-    mean = stored.get(f"mean_{read.array}") if centred else None
-    batches = 1 if single else values.shape[values.dims.index("batch")]
-    out = np.zeros((rows.size, layers.size, batches))
+    mean = stored.get(f"mean_{read.array}") if "deviation" in kinds else None
+    batches = values.shape[values.dims.index("batch")] if "batch" in values.dims else 1
+    out = {kind: np.zeros((rows.size, layers.size, batches)) for kind in kinds}
     numel = None
     if there.spans is not None:
         names = trace.groups[read.group]["layer"].values
@@ -239,19 +258,23 @@ def _squared(
         height = max(1, TRANSIENT_BYTES // (8 * batches * values.shape[-1]))
     for begin in range(0, rows.size, height):
         some = slice(begin, begin + height)
-        network = np.zeros((rows[some].size, batches))
+        network = {kind: np.zeros((rows[some].size, batches)) for kind in kinds}
         for layer in wanted:
-            squared = np.zeros_like(network)
+            squared = {kind: np.zeros_like(each) for kind, each in network.items()}
             for part, centre in _elements(values, mean, rows[some], layer, there):
-                squared += noise.squared_norm(part, centre, centred=centred)
-            if numel is not None and there.spans is not None:
-                squared *= numel[layer] / max(int(there.spans.count[layer]), 1)
-            network += squared
-            if layer in known:
-                out[some, known[layer]] = squared
+                for kind, total in squared.items():
+                    centred = kind == "deviation"
+                    total += noise.squared_norm(part, centre if centred else None, centred=centred)
+            for kind, total in squared.items():
+                if numel is not None and there.spans is not None:
+                    total *= numel[layer] / max(int(there.spans.count[layer]), 1)
+                network[kind] += total
+                if layer in known:
+                    out[kind][some, known[layer]] = total
         if -1 in known:
-            out[some, known[-1]] = network
-    return (out[..., 0], ("step", "layer")) if single else (out, ("step", "layer", "batch"))
+            for kind, total in network.items():
+                out[kind][some, known[-1]] = total
+    return out
 
 
 def _elements(

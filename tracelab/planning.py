@@ -22,7 +22,7 @@ from tracelab.trace import Trace
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["MAX_TASKS", "Block", "Plan", "Read", "plan", "restrict"]
+__all__ = ["MAX_TASKS", "SQUARES", "Block", "Plan", "Read", "plan", "restrict"]
 
 # Kinds of reading that make squared norms of gradients.
 SQUARES = ("deviation", "norm", "signal")
