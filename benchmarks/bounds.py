@@ -148,9 +148,8 @@ def main() -> None:
             f"Training error {at_end[0]:.4f}, held-out error {at_end[1]:.4f}, gap "
             f"{at_end[1] - at_end[0]:.4f}.\n"
         )
-        print(
-            "| bound | value | | terms | measured | holds | fails |\n|---|---|---|---|---|---|---|"
-        )
+        print("| bound | value | | terms | measured | assumptions met | not met | unchecked |")
+        print("|---|---|---|---|---|---|---|---|")
         for name in SAID:
             result = tracelab.analyze(trace, name)[name].load()
             for line in told(name, result, at_end):
