@@ -93,8 +93,10 @@ def covering_bound(
     d, n, steepness, size = (
         np.asarray(each, dtype=np.float64) for each in (dimension, n_data, lipschitz, diameter)
     )
-    with np.errstate(divide="ignore"):
-        log_balls = 0.5 * d * np.maximum(np.log(n * (steepness * size / loss_range) ** 2), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.maximum(np.log(n * (steepness * size / loss_range) ** 2), 0.0)
+        # One ball covers a small set, of whatever dimension: an infinite one too.
+        log_balls = np.where((ratio == 0) & ~np.isnan(d), 0.0, 0.5 * d * ratio)
     cover, confidence = log_balls / (2 * n), np.log(1 / delta) / (2 * n)
     radius = 2 / np.sqrt(n)
     bound = loss_range * (np.sqrt(cover + confidence) + radius)

@@ -221,7 +221,9 @@ def persistent_homology_dimension(
     groups = 0 if confidence is None else GROUPS
     quantile = float(special.stdtrit(GROUPS - 1, 0.5 + (confidence or np.nan) / 2))
     for i in np.flatnonzero(status == Status.OK):
-        away = _distances(np.ascontiguousarray(cells[i].T))
+        # Of order one, exactly: squares of the largest and smallest numbers are no float64.
+        exponent = int(np.frexp(np.abs(cells[i]).max(initial=0.0))[1])
+        away = _distances(np.ascontiguousarray(np.ldexp(cells[i], -exponent).T))
         lengths = _lengths(away, orders, group, groups, chosen, power)
         if not (lengths > 0).all():
             status[i] = Status.CONSTANT_INPUT
@@ -233,7 +235,7 @@ def persistent_homology_dimension(
             status[i] = Status.NOT_CONVERGED
             continue
         numbers[:, i] = _estimates(found, power, quantile)
-        log_length[i] = logs[0]
+        log_length[i] = logs[0] + power * exponent * np.log(2)
     by_cell = numbers.reshape(len(numbers), *lead)
     return PersistentHomologyDimension(
         dimension=by_cell[0],

@@ -38,6 +38,10 @@ def test_a_set_smaller_than_a_ball_has_one():
     assert found.log_balls == 0
     assert found.bound == pytest.approx(math.sqrt(math.log(20) / 200) + 0.2)
     assert covering_bound(7.0, n_data=100, lipschitz=0.0, diameter=1.0).log_balls == 0
+    # The upper end of an interval of dimensions can be open.
+    found = covering_bound([np.inf, np.nan], n_data=100, lipschitz=1e-3, diameter=1.0)
+    np.testing.assert_array_equal(found.log_balls, [0, np.nan])
+    assert covering_bound(np.inf, n_data=100, lipschitz=1.0, diameter=1.0).bound == np.inf
 
 
 def test_what_is_missing_is_missing():

@@ -239,6 +239,17 @@ def test_unit_place_and_rotation_do_not_matter(scale, shift, seed, power):
     )
 
 
+@pytest.mark.parametrize("exponent", [-600, 600])
+def test_squares_that_are_no_numbers_are_not_needed(exponent):
+    points = np.random.default_rng(5).standard_normal((120, 3)).cumsum(axis=0)
+    one, other = estimate(points), estimate(np.ldexp(points, exponent))
+    assert other.status == Status.OK
+    assert (other.dimension, other.dimension_se) == (one.dimension, one.dimension_se)
+    np.testing.assert_allclose(
+        other.log_length - one.log_length, exponent * math.log(2), rtol=1e-12
+    )
+
+
 @given(seed=st.integers(0, 1_000))
 @settings(max_examples=15, deadline=None)
 def test_the_order_of_points_does_not_matter_to_a_tree(seed):
