@@ -66,8 +66,9 @@ def weight_diffusion(
     by maximum likelihood with deviations whose correlation is estimated too
     (`tracelab.stats.growth.fit`), on up to `points` steps evenly spaced in :math:`\log t` so that
     every decade counts alike. They are compared by Akaike's criterion for small samples. Without
-    `start` the first step is the earliest from which a law foretells the last third of the curve
-    as well as from the best (`tracelab.stats.growth_start`); intervals take it as given.
+    `start` the first step is the earliest from which a law, fitted to the first third of the time,
+    foretells the rest as well as from the best (`tracelab.stats.growth_start`); intervals take it
+    as given.
 
     Parameters
     ----------

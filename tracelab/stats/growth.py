@@ -180,7 +180,7 @@ def fit(
     Parameters
     ----------
     time : array_like, shape (n,)
-        Times, above 0 and rising.
+        Times, finite, above 0 and rising.
     value : array_like, shape (..., n)
         What grows; leading dims are cells.
     law : {"log", "power", "saturation"}
@@ -223,8 +223,10 @@ def fit(
             f"time must have one value for each of the last axis of value, got shapes {t.shape} "
             f"and {values.shape}"
         )
-    if t.size and not (t[0] > 0 and (np.diff(t) > 0).all()):
-        raise UsageError(f"time must be above 0 and rising, got {t[0]:g} first")
+    if t.size and not (t[0] > 0 and t[-1] < np.inf and (np.diff(t) > 0).all()):
+        raise UsageError(
+            f"time must be finite, above 0 and rising, got {t[0]:g} first and {t[-1]:g} last"
+        )
     lead = values.shape[:-1]
     rows = values.reshape(math.prod(lead), t.size)
     count = len(PARAMETERS[law])

@@ -54,8 +54,8 @@ def candidates(step: IntArray) -> FloatArray:
 def start_of_regime(step: IntArray, value: FloatArray, points: int = 100) -> float:
     r"""Return the earliest step from which some law foretells the end of the curve.
 
-    From every candidate on, each law is fitted by least squares to the steps before the last
-    third (in time: :math:`t \le t_n / 3`) and foretells the same later ones. Of the law that does
+    From every candidate on, each law is fitted by least squares to steps of the first third of the
+    time, :math:`t \le t_n / 3`, and foretells the same later ones. Of the law that does
     best, squared errors are compared point by point with those of the best start; taken is the
     earliest start that is worse by no more than a standard error of the difference, its points
     worth as many as their correlation leaves (one-standard-error rule).

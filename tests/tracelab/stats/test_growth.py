@@ -221,6 +221,7 @@ def test_what_cannot_be_fitted_says_why(value, status):
         ((TIMES, TIMES[:-1], "log"), "one value for each of the last axis"),
         ((TIMES - 1, TIMES, "log"), "above 0 and rising, got 0 first"),
         ((TIMES[::-1], TIMES, "log"), "above 0 and rising"),
+        ((np.r_[TIMES[:-1], np.inf], TIMES, "log"), "finite, above 0 and rising"),
     ],
 )
 def test_what_cannot_be_asked_for(arguments, message):
