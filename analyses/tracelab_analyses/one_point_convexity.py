@@ -94,7 +94,10 @@ def one_point_convexity(
 
     Errors of projections are derived from norms (see ``docs/statistics.md``), and 0 where a layer
     has no more weights than there are directions; the error of a smoothed quantity has that of the
-    draws besides. Where :math:`c_s \ge c > 0` all along the path, its rates are below
+    draws besides. The lower ends of c that are judged take Student's t for what is from the draws,
+    at the level for all steps together.
+
+    Where :math:`c_s \ge c > 0` all along the path, its rates are below
     :math:`\min(1/2L, c/L^2, 1/2c)`, and norms of the noise below r, the run stays within
 
     .. math:: \sqrt{20 B / \lambda}, \quad B = \eta^2 r^2 (1 + \eta L)^2, \quad
@@ -162,7 +165,8 @@ def one_point_convexity(
         out["target_step"][:] = every_step[last]
     # The path's smallest c takes all rows, whichever steps the result is of.
     path = {name: np.full((layers, passed.size), np.nan) for name in ("c", "low", "high")}
-    quantile = float(stats.norm.ppf(1 - (1 - confidence) / 2 / max(passed.size, 1)))
+    tail = (1 - confidence) / 2 / max(passed.size, 1)
+    quantile, drawn_quantile = float(stats.norm.isf(tail)), float(stats.t.isf(tail, draws - 1))
     # What is not finite has a status, and spoils no other row.
     with np.errstate(invalid="ignore", over="ignore"):
         for number, row in enumerate(passed.tolist()):
@@ -172,16 +176,21 @@ def one_point_convexity(
                 among, -np.sum(gradient[row] * way, -1), squared_norm[row], way, numel[row]
             )
             inner = -np.sum(smoothed[row] * ahead, -1)
-            found |= _smoothed(
+            ahead_of, drawn = _smoothed(
                 among, inner, smoothed_squared_norm[row], ahead, numel[row], confidence
             )
+            found |= ahead_of
             if neighbour_gradient is not None and neighbour_outward is not None:
                 near = neighbour_outward[row] - np.sum(neighbour_gradient[row] * way, -1)
                 found |= _share(_summed(among, near), "neighbours_positive", confidence)
             centre, error = found["smoothed_convexity"], found["smoothed_convexity_se"]
             path["c"][:, number] = centre
-            path["low"][:, number] = centre - quantile * error
-            path["high"][:, number] = centre + quantile * error
+            # A variance from few draws is an estimate, that of projections is not: this interval
+            # holds its level whatever their ratio (Banerjee 1961, Sankhya A 23).
+            half = np.sqrt(
+                quantile**2 * np.maximum(error**2 - drawn, 0.0) + drawn_quantile**2 * drawn
+            )
+            path["low"][:, number], path["high"][:, number] = centre - half, centre + half
             for place in np.flatnonzero(step == every_step[row]):
                 for name, value in found.items():
                     out[name][:, place] = value
@@ -275,16 +284,20 @@ def _smoothed(
     ahead: FloatArray,
     numel: FloatArray,
     confidence: float,
-) -> dict[str, FloatArray]:
-    """Return the same of the mean over draws, whose inner products are (draw, part)."""
+) -> tuple[dict[str, FloatArray], FloatArray]:
+    """Return the same of the mean over draws, whose inner products are (draw, part).
+
+    And of the variance of c what is from the draws.
+    """
     by_draw = _summed(among, inner)
     draws = by_draw.shape[1]
     spread = by_draw.var(axis=1, ddof=1) / draws if draws > 1 else np.full(len(among), np.nan)
     products = _Products.of(inner.mean(axis=0), squared_norm, ahead, numel)
-    found = _ratios(among, products, squared_norm, spread)
-    return {f"smoothed_{name}": value for name, value in found.items()} | _share(
-        by_draw, "draws_positive", confidence
-    )
+    ratios = _ratios(among, products, squared_norm, spread)
+    found = {f"smoothed_{name}": value for name, value in ratios.items()}
+    found |= _share(by_draw, "draws_positive", confidence)
+    with np.errstate(divide="ignore"):
+        return found, spread / _summed(among, products.square) ** 2
 
 
 def _share(values: FloatArray, name: str, confidence: float) -> dict[str, FloatArray]:

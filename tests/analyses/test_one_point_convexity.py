@@ -196,6 +196,33 @@ def test_errors_of_projections_are_as_large_as_said():
     assert abs(estimates[:, 0].mean() - exact) < 4 * spread[0] / np.sqrt(seeds)
 
 
+def test_the_lower_end_of_c_holds_with_few_draws():
+    """A thousand layers of one step, gradient w and normal noise: c is 1, Student's is exact."""
+    rng = np.random.default_rng(0)
+    trials, draws, level = 1000, 3, 0.9
+    w = np.stack([rng.standard_normal((trials, 5)), np.zeros((trials, 5))])
+    smoothed = w[:, None] + rng.standard_normal((2, draws, trials, 5))
+    ones = np.ones((2, trials))
+    found = one_point_convexity(
+        step=np.array([0, 1]),
+        learning_rate=0 * ones,
+        member=np.repeat(np.eye(trials)[:, None], 2, axis=1),
+        every_step=np.array([0, 1]),
+        numel=5 * ones,
+        every_rate=0 * ones,
+        weight=w,
+        gradient=w,
+        squared_norm=np.square(w).sum(-1),
+        noise_squared_norm=np.ones((2, draws, trials)),
+        smoothed=smoothed,
+        smoothed_squared_norm=np.square(smoothed.mean(1)).sum(-1),
+        confidence=level,
+    )
+    above = np.mean(found["convexity_min_low"] > 1)
+    tail = (1 - level) / 2
+    assert abs(above - tail) < 4 * np.sqrt(tail * (1 - tail) / trials)
+
+
 def test_an_earlier_target_and_fewer_steps():
     rows, w = quadratic(np.diag([1.0] * 5))
     found = one_point_convexity(**rows, target=25)
