@@ -254,7 +254,8 @@ class _Measurement:
                 "gradient": self._projected(gradient),
                 "squared_norm": squared_norms(gradient[None], layout)[0],
             }
-            full = [torch.full(s, r) for s, r in zip(layout.shapes, rates, strict=True)]
+            pairs = zip(layout.shapes, rates, strict=True)
+            full = [torch.full(shape, each, dtype=weights.dtype) for shape, each in pairs]
             rate = layout.flat(full, dtype=weights.dtype, device=weights.device)
             arrays |= self._smoothed(weights, gradient, rate, generator)
             if self.collector.neighbours:

@@ -116,6 +116,18 @@ def test_of_a_quadratic_everything_is_known(path, group) -> None:
     np.testing.assert_allclose(last, w - rate * g, rtol=1e-6)
 
 
+def test_the_rate_is_that_of_the_run_and_not_its_float32(path, group) -> None:
+    """A minibatch of all data has no noise: the loss ahead is known to float64."""
+    h, examples, w = problem()
+    data = torch.utils.data.TensorDataset(torch.from_numpy(examples))
+    net = Point(w[:4].copy(), w[4:].copy())
+    record(net, data, path, quadratic(h), batch_size=30, replacement=False, draws=1)
+    away = w - 0.1 * h @ (w - examples.mean(0)) - examples
+    exact = 0.5 * np.einsum("ni,ij,nj->n", away, h, away).mean()
+    # A rate of float32 is off by 1e-8 of it.
+    assert group("smoothed_gradient")["smoothed_loss"][0, 0] == pytest.approx(exact, rel=1e-12)
+
+
 def test_points_are_uniform_in_the_ball(path, group) -> None:
     """The n-th power of the distance over the radius is uniform, n = 2 + 1."""
     net = Point(np.zeros(2), np.zeros(1))
