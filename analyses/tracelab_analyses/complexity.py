@@ -122,7 +122,8 @@ def _of_examples(
         **_mean("lipschitz", gradients),
         "lipschitz_median": float(np.median(gradients)),
         "lipschitz_max": float(gradients.max()),
-        "steepest": float(slope.max()),
+        # A pair of equal inputs has no slope.
+        "steepest": float(np.fmax.reduce(slope)),
     }
 
 

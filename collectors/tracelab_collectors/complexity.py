@@ -15,7 +15,7 @@ from tracelab.errors import UsageError
 from tracelab.schedule import Schedule
 from tracelab.sketch import splitmix64
 from tracelab_collectors.collector import Block, Recording, Run
-from tracelab_collectors.frozen import Frozen, in_mode
+from tracelab_collectors.frozen import Frozen, evaluating, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
 from tracelab_collectors.layout import Layout
@@ -211,7 +211,7 @@ class _Measurement:
     def row(self, seed: int) -> dict[str, Tensor]:
         """Return the arrays of one row, with a leading dimension of 1."""
         model, collector = self.run.model, self.collector
-        frozen = Frozen(model)
+        frozen = Frozen(model, collector.scores)
         with in_mode(collector.mode, model, collector.scores), forked_generators(seed):
             arrays = self._norms(seed)
             batches = [
@@ -223,7 +223,8 @@ class _Measurement:
             arrays |= self._segments(frozen, batches, seed)
             arrays["path_norm"] = torch.tensor(math.nan, dtype=torch.float64)
             if not self.collector.without_path_norm(model):
-                arrays["path_norm"].fill_(path_norm(model, frozen, batches[0][0]))
+                with evaluating(model):
+                    arrays["path_norm"].fill_(path_norm(model, frozen, batches[0][0]))
         return {name: values.unsqueeze(0) for name, values in arrays.items()}
 
     def _norms(self, seed: int) -> dict[str, Tensor]:

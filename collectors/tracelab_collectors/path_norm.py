@@ -23,6 +23,8 @@ def chain_of(model: nn.Module) -> str:
     if type(model) in _PASSING:
         return ""
     if type(model) in _LINEAR:
+        if "weight" not in model._parameters:
+            return f"the weight of {type(model).__name__} is computed from other parameters"
         if getattr(model, "padding_mode", "zeros") != "zeros":
             return f"padding_mode={model.padding_mode!r} of {type(model).__name__}"
         return ""

@@ -104,6 +104,13 @@ def test_intervals_of_quantiles_cover_at_their_level(name):
     assert level - noise <= inside <= level + steps + noise
 
 
+def test_a_pair_of_equal_inputs_hides_no_other_slope():
+    slope = np.array([[1.0, np.nan, 3, 2], [np.nan] * 4])
+    found = complexity(**inputs(slope=slope))
+    assert (found["steepest"][0] == 3).all()
+    assert np.isnan(found["steepest"][1]).all()
+
+
 def test_ratios_need_a_margin():
     found = complexity(**inputs(margin=np.array([np.linspace(-1, 1, 50)] * 2)))
     for name in ANALYSIS.outputs:

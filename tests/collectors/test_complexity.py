@@ -160,6 +160,18 @@ def test_no_path_norm_where_the_network_is_no_chain() -> None:
     assert "BatchNorm1d" in chain_of(nn.Sequential(nn.Sequential(nn.BatchNorm1d(2))))
     circular = nn.Conv1d(1, 1, 3, padding=1, padding_mode="circular")
     assert "circular" in chain_of(circular)
+    # Squares of the parameters are no squares of such a weight.
+    normed = nn.utils.spectral_norm(nn.Linear(2, 2))
+    assert "weight of Linear is computed" in chain_of(nn.Sequential(normed, nn.ReLU()))
+
+
+def test_path_norm_drops_nothing(data, path, group) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 3))
+    exact = path_norm(net.eval(), Frozen(net), torch.ones(1, 6))
+    record(net.train(), data, path, mode=None)
+    found = group("complexity")
+    assert found["path_norm"][0] == pytest.approx(exact, rel=1e-6)
+    assert net[2].training
 
 
 def test_what_is_not_a_chain_is_said(net, data, path, group) -> None:
@@ -176,6 +188,25 @@ def test_scores_of_ones_own(data, path, group) -> None:
     assert np.isfinite(found["margin"]).all()
     assert np.isnan(found["path_norm"]).all()
     assert found.attrs["path_norm"] == "scores= is given"
+
+
+class Head(nn.Module):
+    """Scores with parameters and running statistics of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, model, inputs):
+        return self.norm(model(inputs))
+
+
+def test_scores_that_are_a_module_are_left_as_they_were(net, data, path) -> None:
+    head = Head()
+    before = bits(head.state_dict())
+    record(net, data, path, scores=head, mode=None)
+    assert bits(head.state_dict()) == before
+    assert head.norm.training
 
 
 def test_pairs_share_no_example_and_stay_the_same(path, group) -> None:
