@@ -36,8 +36,10 @@ def averaging(
     set_loss: FloatArray,
     loss_difference: FloatArray,
     loss_difference_se: FloatArray,
+    loss_units: FloatArray,
     error_difference: FloatArray,
     error_difference_se: FloatArray,
+    error_units: FloatArray,
     moved_loss: FloatArray,
     position: FloatArray,
     line_loss: FloatArray,
@@ -53,7 +55,8 @@ def averaging(
        \approx \frac{\eta^2}{2} \mathrm{tr}(\nabla^2 f(v)\, \Sigma(v)),
 
     the smoothed loss and the penalty on sharpness, from which all odd orders cancel. Intervals are
-    Student's over draws, in pairs; of losses on sets normal ones over examples, in pairs.
+    Student's, in pairs: over draws, and of losses on sets over examples or over the pieces of which
+    a loss gave the mean.
 
     Parameters
     ----------
@@ -66,7 +69,8 @@ def averaging(
     set_loss : ndarray, shape (step, window, set, point)
         Mean losses; point 0: the last weights, 1: the average; set 0: the data.
     loss_difference, error_difference : ndarray, shape (step, window, set)
-        Average less last; and their standard errors (``_se``).
+        Average less last; their standard errors (``_se``), and how many values those are from
+        (``_units``).
     moved_loss : ndarray, shape (step, window, point, draw, sign)
         Losses one noise step away.
     position, line_loss : ndarray, shape (step, place), (step, window, place)
@@ -82,7 +86,6 @@ def averaging(
     steps, layers, windows = distance.shape
     sizes = {"step": steps, "layer": layers, "window": windows, "set": set_loss.shape[2]}
     out = blank(ANALYSIS.outputs, sizes)
-    normal = float(stats.norm.ppf(0.5 + confidence / 2))
     for step in range(steps):
         used = np.isfinite(window_start[step])
         measured = {
@@ -113,12 +116,13 @@ def averaging(
             continue
         for window in np.flatnonzero(used):
             row: dict[str, Array | float | int] = {}
-            for name, value, error in (
-                ("loss", loss_difference, loss_difference_se),
-                ("error", error_difference, error_difference_se),
+            for name, value, error, units in (
+                ("loss", loss_difference, loss_difference_se, loss_units),
+                ("error", error_difference, error_difference_se, error_units),
             ):
+                quantile = stats.t.ppf(0.5 + confidence / 2, units[step, window] - 1)
                 row |= _interval(
-                    f"{name}_difference", value[step, window], error[step, window], normal
+                    f"{name}_difference", value[step, window], error[step, window], quantile
                 )
             row |= _noise(
                 moved_loss[step, window], set_loss[step, window, 0], learning_rate[step], confidence
@@ -149,7 +153,7 @@ def _status(
 
 
 def _interval(
-    name: str, value: FloatArray | float, error: FloatArray | float, quantile: float
+    name: str, value: FloatArray | float, error: FloatArray | float, quantile: FloatArray | float
 ) -> dict[str, Array | float | int]:
     return {
         name: value,
@@ -229,7 +233,8 @@ def finding(result: xr.Dataset) -> Finding:
 def _more(number: Mapping[str, Array], name: str, place: int | tuple[()] = ()) -> str:
     value, low, high = (float(number[f"{name}{end}"][place]) for end in ("", "_low", "_high"))
     which = "less" if value < 0 else "more"
-    return f"{abs(value):.3g} {which} ({low:.3g} to {high:.3g})"
+    interval = f"{low:.3g} to {high:.3g}" if np.isfinite(low) else "no interval"
+    return f"{abs(value):.3g} {which} ({interval})"
 
 
 def _warnings(good: xr.Dataset) -> list[str]:
@@ -245,6 +250,12 @@ def _warnings(good: xr.Dataset) -> list[str]:
         "another run's average can differ by more. The penalty is that of noise at each point, so "
         "a point of less noise counts as flatter; sharpness is not invariant (Dinh et al. 2017)."
     )
+    known, low = (good[f"loss_difference{end}"].values for end in ("", "_low"))
+    if (np.isfinite(known) & ~np.isfinite(low)).any():
+        found.append(
+            "The loss gave one number for all of a set, which has no standard error: lower "
+            "data_batch_size=, or let it return one value an example."
+        )
     if (good["barrier"].values > 0).any():
         found.append(
             "On the line between both the loss exceeds that of either at some window: they do not "
@@ -315,7 +326,7 @@ _WHICH = "0, 1, 2: " + ", ".join(VERDICTS)
 ANALYSIS = Analysis(
     name="averaging",
     summary="Is the average of the iterates lower and flatter than the last one?",
-    version=1,
+    version=2,
     inputs=(
         _input("distance", _WINDOW, "weight", layered=True),
         _input("spread", _WINDOW, "weight", layered=True),
@@ -325,8 +336,10 @@ ANALYSIS = Analysis(
         _input("set_loss", (*_PAIR, "point")),
         _input("loss_difference", _PAIR),
         _input("loss_difference_se", _PAIR),
+        _input("loss_units", _PAIR, "1"),
         _input("error_difference", _PAIR, "1"),
         _input("error_difference_se", _PAIR, "1"),
+        _input("error_units", _PAIR, "1"),
         _input("moved_loss", ("step", "window", "point", "draw", "sign")),
         _input("position", ("step", "place"), "1"),
         _input("line_loss", ("step", "window", "place")),

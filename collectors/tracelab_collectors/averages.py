@@ -102,7 +102,8 @@ def measure_averages(
         Whether running statistics of batch normalisation are those of a pass over the data at each
         point, as Izmailov et al. do, or the model's own.
     data_batch_size : int
-        Examples per piece of a pass.
+        Examples per piece of a pass, at most. A loss that is the mean of its batch has a standard
+        error from the scatter of pieces: of two or more.
     group : str
         Group of the weights.
     seed : int
@@ -113,7 +114,8 @@ def measure_averages(
     NotRecordedError
         If the weights are not stored, or at fewer than two steps of a window.
     UsageError
-        If the model does not fit, loss or data are missing or fail, or an argument is invalid.
+        If the model does not fit, loss or data are missing or fail, there is no learning rate, or
+        an argument is invalid.
 
     Notes
     -----
@@ -136,6 +138,8 @@ def measure_averages(
     weights = StoredWeights.of(opened, group, whole=model is not None)
     chosen = _windows(windows, weights)
     others = dict(sets or {})
+    if "data" in others:
+        raise UsageError("sets= names a set 'data', which is what data= is called; rename it")
     subject = None
     if model is not None:
         if loss is None or data is None:
@@ -151,6 +155,14 @@ def measure_averages(
     for start, stop in chosen:
         by_end.setdefault(stop, []).append((start, stop))
     most = max(map(len, by_end.values()))
+    rates = {
+        stop: _rate(opened, stop) if learning_rate is None else learning_rate for stop in by_end
+    }
+    if subject is not None and not all(map(math.isfinite, rates.values())):
+        raise UsageError(
+            "no finite learning rate is recorded before the end of each window, and noise moves "
+            "the weights by it; give learning_rate="
+        )
     with tracelab.create(out, weights.shapes) as writer:
         writer.define(
             KIND,
@@ -165,8 +177,7 @@ def measure_averages(
             },
         )
         for stop in sorted(by_end):
-            rate = _rate(opened, stop) if learning_rate is None else learning_rate
-            rows = []
+            rate, rows = rates[stop], []
             for window in (weights.window(*each) for each in by_end[stop]):
                 row: dict[str, Array] = {
                     "window_start": np.asarray(float(window.start)),
@@ -205,6 +216,8 @@ def averages_variables() -> tuple[Variable, ...]:
                      f"mean {what} at the average less that at the last weights"),
             Variable(f"{what}_difference_se", pair, units, "float64",
                      "standard error, examples paired"),
+            Variable(f"{what}_units", pair, "1", "float64",
+                     "values that it is from: examples, or pieces of which one gave the mean"),
         ]  # fmt: skip
     return (
         Variable("learning_rate", ("step",), "weight^2/loss", "float64", "of noise steps"),
@@ -262,6 +275,7 @@ def _windows(
                 f"the window {each!r} holds no stored weights; they are stored from step "
                 f"{steps[0]} to {steps[-1]}"
             )
+        weights.rows(start, stop)
         found.append((int(start), int(inside[-1])))
     return found
 
@@ -394,10 +408,14 @@ class _Subject:
                     self.model, lambda batch: self.loss(self.model, batch), self._batches("data")
                 )
 
+    def _pieces(self, name: str) -> tuple[Tensor, ...]:
+        """Return examples by piece, evenly: batch normalisation takes no rest of one example."""
+        size = self.sets[name].size
+        return torch.arange(size).tensor_split(math.ceil(size / self.piece))
+
     def _batches(self, name: str) -> Iterator[tuple[Any, int]]:
-        data = self.sets[name]
-        for indices in torch.arange(data.size).split(self.piece):
-            yield data.batch(indices), len(indices)
+        for indices in self._pieces(name):
+            yield self.sets[name].batch(indices), len(indices)
 
     def _mean_loss(self) -> float:
         size, total = self.sets["data"].size, 0.0
@@ -425,19 +443,19 @@ class _Subject:
         for what in ("loss", "error"):
             for name in (f"set_{what}", f"set_{what}_se"):
                 found[name] = np.full(shape, np.nan)
-            for name in (f"{what}_difference", f"{what}_difference_se"):
+            for name in (f"{what}_difference", f"{what}_difference_se", f"{what}_units"):
                 found[name] = np.full(shape[:1], np.nan)
         for (name, what), (before, after) in kept.items():
             place = list(self.sets).index(name)
-            size = self.sets[name].size
-            counts = [len(each) for each in torch.arange(size).split(self.piece)]
+            counts = [len(each) for each in self._pieces(name)]
             differences = [b - a for a, b in zip(before, after, strict=True)]
             for number, values_of in enumerate((before, after)):
                 mean = _means(what, values_of, counts)
                 found[f"set_{what}"][place, number] = mean[0]
                 found[f"set_{what}_se"][place, number] = mean[1]
             mean = _means(what, differences, counts)
-            found[f"{what}_difference"][place], found[f"{what}_difference_se"][place] = mean
+            for name, value in zip(("difference", "difference_se", "units"), mean, strict=True):
+                found[f"{what}_{name}"][place] = value
         return found
 
     def _noise(
@@ -471,9 +489,9 @@ class _Subject:
         return torch.cat([each.reshape(-1).double().cpu() for each in parts]).numpy()
 
 
-def _means(what: str, values: list[Tensor], counts: list[int]) -> tuple[float, float]:
+def _means(what: str, values: list[Tensor], counts: list[int]) -> tuple[float, float, int]:
     means = BatchMeans(what, sum(counts))
     for each, count in zip(values, counts, strict=True):
         means.take(each, count)
     mean, error = means.mean()
-    return float(mean), float(error)
+    return float(mean), float(error), means.units

@@ -53,6 +53,11 @@ class BatchMeans:
         self._weight = weight
         self._units += each.numel()
 
+    @property
+    def units(self) -> int:
+        """How many values the standard error is from: its degrees of freedom and one."""
+        return self._units
+
     def mean(self) -> tuple[Tensor, Tensor]:
         """Return the mean over examples and its standard error."""
         variance = torch.as_tensor(self._squares) / (self._units - 1 or math.nan)

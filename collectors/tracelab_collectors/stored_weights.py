@@ -107,8 +107,24 @@ class StoredWeights:
             )
         return cls(dataset["step"].values, shapes, np.cumsum([0, *sizes]), array, stored[array])
 
+    def rows(self, start: int, stop: int) -> IntArray:
+        """Return the rows of the steps from `start` to `stop`, both included.
+
+        Raises
+        ------
+        NotRecordedError
+            If there are fewer than two.
+        """
+        rows = np.flatnonzero((self.steps >= start) & (self.steps <= stop))
+        if rows.size < 2:
+            raise NotRecordedError(
+                f"weights are stored at {rows.size} steps from {start} to {stop}, and an average "
+                "takes 2; choose a longer window or record Weights(every=...) more often"
+            )
+        return rows
+
     def window(self, start: int, stop: int) -> Window:
-        r"""Return last weights, mean and spread of the rows from `start` to `stop`, both included.
+        r"""Return last weights, mean and spread of the `rows` from `start` to `stop`.
 
         By Welford's updates in one pass; three vectors and a piece of rows are in memory.
 
@@ -117,12 +133,7 @@ class StoredWeights:
         NotRecordedError
             If weights are stored at fewer than two steps of the window.
         """
-        rows = np.flatnonzero((self.steps >= start) & (self.steps <= stop))
-        if rows.size < 2:
-            raise NotRecordedError(
-                f"weights are stored at {rows.size} steps from {start} to {stop}, and an average "
-                "takes 2; choose a longer window or record Weights(every=...) more often"
-            )
+        rows = self.rows(start, stop)
         average = np.zeros(self.edges[-1])
         squares = np.zeros(len(self.shapes))
         last = average

@@ -33,8 +33,10 @@ def inputs(draws=8, windows=2, **changed):
         "set_loss": np.tile(loss, (1, windows, 2, 1)),
         "loss_difference": np.tile([-0.2, 0.1], (1, windows, 1)),
         "loss_difference_se": np.tile([0.05, 0.05], (1, windows, 1)),
+        "loss_units": np.tile([8.0, 3.0], (1, windows, 1)),
         "error_difference": np.tile([0.02, 0.1], (1, windows, 1)),
         "error_difference_se": np.tile([0.05, 0.01], (1, windows, 1)),
+        "error_units": np.tile([3.0, 8.0], (1, windows, 1)),
         "moved_loss": np.tile(moved, (1, windows, 1, 1, 1)),
         "position": LINE[None],
         "line_loss": np.tile([1.0, 0.5, 0.8, 0.3, 0.25], (1, windows, 1)),
@@ -47,15 +49,18 @@ def test_numbers_by_hand():
     found = {name: value[0] for name, value in averaging(**given).items()}
     assert (found["status"] == Status.OK).all()
     assert found["relative_distance"].tolist() == [[0.5] * 2, [2.0] * 2]
-    z = 1.959963984540054
+    # Student's, 7 and 2 degrees of freedom.
+    t7, t2 = 2.3646242515927844, 4.302652729911275
     for layer in range(2):
         row = {
             name: value[layer, 0]
             for name, value in found.items()
             if name not in ("status", "n_draws")
         }
-        np.testing.assert_allclose(row["loss_difference_low"], [-0.2 - z * 0.05, 0.1 - z * 0.05])
-        np.testing.assert_allclose(row["error_difference_high"], [0.02 + z * 0.05, 0.1 + z * 0.01])
+        np.testing.assert_allclose(row["loss_difference_low"], [-0.2 - t7 * 0.05, 0.1 - t2 * 0.05])
+        np.testing.assert_allclose(
+            row["error_difference_high"], [0.02 + t2 * 0.05, 0.1 + t7 * 0.01]
+        )
         for point, place in enumerate(("last", "average")):
             assert row[f"penalty_{place}"] == pytest.approx(penalty[point].mean(), rel=1e-12)
             assert row[f"smoothed_{place}"] == pytest.approx(moved[point, :, 0].mean(), rel=1e-12)
@@ -63,8 +68,7 @@ def test_numbers_by_hand():
             assert row[f"sharpness_{place}"] == pytest.approx(exact, rel=1e-12)
         difference = penalty[1] - penalty[0]
         assert row["penalty_difference"] == pytest.approx(difference.mean(), rel=1e-12)
-        # Student's, 7 degrees of freedom.
-        half = 2.3646242515927844 * difference.std(ddof=1) / np.sqrt(8)
+        half = t7 * difference.std(ddof=1) / np.sqrt(8)
         assert row["penalty_difference_high"] == pytest.approx(difference.mean() + half, rel=1e-9)
         assert row["flatter"] == row["lower"] == 1
         # .8 between ends of .5 and .3.
@@ -121,8 +125,9 @@ def test_a_window_that_is_not_there():
 
 
 def test_distances_alone():
-    names = ("set_loss", "loss_difference", "loss_difference_se", "error_difference",
-             "error_difference_se", "moved_loss", "line_loss")  # fmt: skip
+    names = ("set_loss", "loss_difference", "loss_difference_se", "loss_units",
+             "error_difference", "error_difference_se", "error_units", "moved_loss",
+             "line_loss")  # fmt: skip
     given, *_ = inputs()
     found = averaging(**given | {name: given[name] * np.nan for name in names})
     assert (found["status"] == Status.OK).all()
@@ -146,6 +151,15 @@ def test_statuses():
         assert (found["status"] == status).all()
         assert np.isnan(found["distance"]).all()
         assert np.isnan(found["penalty_difference"]).all()
+
+
+def test_one_value_of_all_data_has_no_interval():
+    given, *_ = inputs(loss_units=np.ones((1, 2, 2)))
+    given["loss_difference_se"] = given["loss_difference_se"] * np.nan
+    found = averaging(**given)
+    assert np.isnan(found["loss_difference_low"]).all()
+    assert (found["lower"] == 0).all()
+    assert (found["loss_difference"][0, 0] == [-0.2, 0.1]).all()
 
 
 def analysed(path):

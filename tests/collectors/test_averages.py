@@ -100,6 +100,9 @@ def test_everything_of_a_linear_model_is_known(tmp_path) -> None:
                 assert row[f"{what}_difference"][number] == pytest.approx(
                     difference.mean(), rel=1e-10
                 )
+            # 50 and 30 examples in pieces of no more than 16; a mean of each, or one an example.
+            assert row["loss_units"][number] == (4, 2)[number]
+            assert row["error_units"][number] == len(b)
             # One value an example: examples are paired.
             assert row["error_difference_se"][number] == pytest.approx(
                 difference.std(ddof=1) / np.sqrt(len(b)), rel=1e-10
@@ -275,13 +278,28 @@ def test_a_network_with_batch_normalisation(
         assert found["set_error"][0, point] == pytest.approx(wrong, abs=1e-7)
 
 
+def test_no_rest_of_one_example_for_batch_normalisation(
+    inputs, targets, cross_entropy, tmp_path
+) -> None:
+    net = network()
+    _, path = recorded_network(tmp_path, net)
+    # In pieces of 47 one of the 48 examples would be left over.
+    data = torch.utils.data.TensorDataset(inputs, targets)
+    found = measured(
+        path, tmp_path / "out.zarr", net, loss=cross_entropy, data=data, windows=[1.0], draws=1,
+        learning_rate=0.1, line=(0.0,), data_batch_size=47,
+    )  # fmt: skip
+    assert np.isfinite(found["set_loss"]).all()
+    assert (found["loss_units"] == 2).all()
+
+
 def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
     net = network()
     _, path = recorded_network(tmp_path, net)
     data = torch.utils.data.TensorDataset(inputs, targets)
 
     def measure(model=net, **options):
-        options = {"loss": cross_entropy, "data": data} | options
+        options = {"loss": cross_entropy, "data": data, "windows": [1.0]} | options
         measure_averages(path, tmp_path / "no.zarr", model, **options)
 
     for options, message in (
@@ -292,6 +310,9 @@ def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
         ({"windows": [(9, 12)]}, "holds no stored weights; they are stored from step 0 to 3"),
         ({"windows": [(3, 1)]}, "holds no stored weights"),
         ({"loss": None}, "needs loss="),
+        ({"sets": {"data": data}}, "sets= names a set 'data'"),
+        ({}, "no finite learning rate is recorded .* give learning_rate="),
+        ({"learning_rate": float("nan")}, "give learning_rate="),
         ({"data": None}, "needs data="),
         ({"error": lambda model, batch: model(batch)}, "fails on the first examples"),
     ):
@@ -309,3 +330,5 @@ def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
         measure(windows=[(3, 3)])
     with pytest.raises(NotRecordedError, match="no group 'elsewhere' of weights"):
         measure(group="elsewhere")
+    # Nothing was begun that could not be finished.
+    assert not (tmp_path / "no.zarr").exists()
