@@ -1,7 +1,8 @@
 """What the ranks of a job recorded, side by side: groups ``workers/NAME`` of the whole, lazily.
 
 A group is gathered if its rows are samples: if all of its arrays have a dimension ``worker``, or
-all have a dimension ``batch`` of minibatches. Along it the ranks follow each other by number. Steps
+all have a dimension ``batch`` of minibatches that training itself took. Those of a probe are not:
+ranks with the same seed draw the same. Along it the ranks follow each other by number. Steps
 are those of any rank. Where a rank has no row there is NaN, so that numbers of any type are
 read as floating numbers. Nothing is copied: each part is read from the trace that has it.
 """
@@ -33,6 +34,8 @@ PREFIX = f"{WORKERS}/"
 SAMPLES = ("worker", "batch")
 MAX_WORKERS = 4096
 TASK_BYTES = 16 * 2**20
+# What ranks must agree on, or their numbers are not of one kind.
+_SHARED = ("kind", "batch_size", "sketches", "project")
 # Of tables, which say what coordinates and layers are: the same of every rank, and not by rows.
 _LABELS = ("step", "layer")
 
@@ -65,21 +68,30 @@ class Gathered:
         Raises
         ------
         TraceError
-            If the trace of a rank is damaged.
+            If the trace of a rank is damaged, or there are too many ranks.
         """
         if self._kinds is None:
+            self._bounded(len(self._ranks))
             found: dict[str, str] = {}
             for trace in self._ranks.values():
                 for name, kind in trace.kinds.items():
-                    if _dimension(trace.stored(name)) is not None:
+                    if _dimension(trace, name) is not None:
                         found.setdefault(f"{PREFIX}{name}", kind)
             self._kinds = found
         return self._kinds
 
+    def _bounded(self, ranks: int) -> None:
+        if ranks > MAX_WORKERS:
+            raise TraceError(
+                f"{self._where} says that its job has {ranks} ranks, and at most {MAX_WORKERS} can "
+                "be read side by side; open the traces of some by trace.ranks"
+            )
+
     def dataset(self, name: str) -> xr.Dataset:
         """Return a group as `tracelab.trace.reading.datasets.dataset` does; ``worker`` is labelled.
 
-        Its attributes are the ranks' and ``ranks``: by rank the run, its generation and the rows.
+        Its attributes are the ranks' and ``ranks``: by rank the run, its generation, the rows, and
+        when the trace was made.
 
         Raises
         ------
@@ -132,20 +144,21 @@ class Gathered:
 
     def _gather(self, name: str) -> _Group:
         traces = dict(self._ranks.items())
-        having = {rank: trace for rank, trace in traces.items() if name in trace.kinds}
         sizes = [trace.attrs.get("world_size", 0) for trace in traces.values()]
         world = max([max(traces) + 1, *(size for size in sizes if type(size) is int)])
-        if world > MAX_WORKERS:
-            raise TraceError(
-                f"{self._where} says that its job has {world} ranks, and at most {MAX_WORKERS} can "
-                "be read side by side; open the traces of some by trace.ranks"
-            )
+        self._bounded(world)
+        # A rank that was ended before its first row has no arrays, and no say in what they are.
+        having = {
+            rank: trace
+            for rank, trace in traces.items()
+            if name in trace.kinds and (trace.rows[name] or _dimension(trace, name))
+        }
         first, *_ = having.values()
         stored = {rank: trace.stored(name) for rank, trace in having.items()}
         datasets = {rank: trace.groups[name] for rank, trace in having.items()}
-        dimension = _dimension(next(iter(stored.values())))
-        assert dimension is not None
-        self._check(name, stored, datasets, dimension)
+        dimensions = {rank: _dimension(trace, name) for rank, trace in having.items()}
+        self._check(name, traces, stored, datasets, dimensions)
+        dimension = next(each for each in dimensions.values() if each is not None)
         labels = {rank: dataset["step"].values for rank, dataset in datasets.items()}
         steps = np.unique(np.concatenate(list(labels.values())))
         rows = {rank: np.searchsorted(steps, own) for rank, own in labels.items()}
@@ -160,6 +173,8 @@ class Gathered:
                 trace.identity,
                 trace.attrs.get("generation", 0),
                 labels[rank].size if rank in labels else 0,
+                # A rank that was recorded anew under the same name has other rows.
+                str(trace.attrs.get("created")),
             ]
             for rank, trace in traces.items()
         }
@@ -168,13 +183,20 @@ class Gathered:
     def _check(
         self,
         name: str,
+        traces: Mapping[int, Trace],
         stored: Mapping[int, Mapping[str, Stored]],
         datasets: Mapping[int, xr.Dataset],
-        dimension: str,
+        dimensions: Mapping[int, str | None],
     ) -> None:
         """Raise a TraceError if what ranks recorded does not fit together."""
+        self._check_runs(traces)
         (first, known), *others = datasets.items()
+        like, dimension = next((rank, each) for rank, each in dimensions.items() if each)
+        for rank, each in dimensions.items():
+            if each != dimension:
+                self._differ(name, like, rank, "the dimension of samples")
         shapes: dict[str, tuple[int, Any]] = {}
+        extents: dict[str, tuple[int, int]] = {}
         for rank, arrays in stored.items():
             for key, array in arrays.items():
                 inner = [*zip(array.dims, array.shape, strict=True)]
@@ -182,22 +204,39 @@ class Gathered:
                 told = shapes.setdefault(key, (rank, form))
                 if told[1] != form:
                     self._differ(name, told[0], rank, f"shape or unit of {key!r}")
+                for dim, size in form[0]:
+                    there = extents.setdefault(dim, (rank, size))
+                    if there[1] != size:
+                        self._differ(name, there[0], rank, f"how many there are along {dim!r}")
+        tables = {rank: _tables(dataset) for rank, dataset in datasets.items()}
         for rank, dataset in others:
-            for label, variable in dataset.variables.items():
-                key = str(label)
-                table = variable.dims[:1] != ("step",) and key in known.variables
-                if table and not np.array_equal(variable.values, known.variables[key].values):
+            for key in sorted(tables[first].keys() | tables[rank].keys()):
+                both = key in tables[first] and key in tables[rank]
+                if not (both and np.array_equal(tables[first][key], tables[rank][key])):
                     self._differ(name, first, rank, f"{key!r}, as where weights are sharded")
-            if dataset.attrs.get("batch_size") != known.attrs.get("batch_size"):
-                self._differ(name, first, rank, "the batch size")
-            if dataset.attrs.get("sketches") != known.attrs.get("sketches"):
-                self._differ(name, first, rank, "the sketches")
+            for key in _SHARED:
+                if dataset.attrs.get(key) != known.attrs.get(key):
+                    self._differ(name, first, rank, f"the attribute {key!r}")
         if dimension == "worker" and any(
             dataset.sizes.get("worker", 1) != 1 for dataset in datasets.values()
         ):
             raise TraceError(
                 f"group {name!r} of a rank of {self._where} holds several workers, and a rank is "
                 "one; write all into the trace of the whole, without rank="
+            )
+
+    def _check_runs(self, traces: Mapping[int, Trace]) -> None:
+        """Raise a TraceError if some ranks say that they are one run, and others are none of it."""
+        of: dict[str, int] = {}
+        for rank, trace in traces.items():
+            of.setdefault(trace.run, rank)
+        # Each has an identifier of its own where none was given.
+        if 1 < len(of) < len(traces):
+            (run, rank), (other, second), *_ = of.items()
+            raise TraceError(
+                f"{self._where}: rank {rank} is of run {run!r} and rank {second} of {other!r}, as "
+                "where a smaller job was recorded over a larger one; remove the traces of ranks "
+                "that are not of this job"
             )
 
     def _differ(self, name: str, first: int, second: int, what: str) -> None:
@@ -317,14 +356,27 @@ def _bounds(mask: Array) -> tuple[int, int]:
     return int(found[0]), int(found[-1]) + 1
 
 
-def _dimension(arrays: Mapping[str, Stored]) -> str | None:
+def _dimension(trace: Trace, name: str) -> str | None:
     """Return the dimension of samples that all arrays with rows have, if there is one."""
+    if name not in trace.kinds:
+        return None
     rows = [
         array.dims
-        for name, array in arrays.items()
-        if array.dims[:1] == ("step",) and name != "step"
+        for key, array in trace.stored(name).items()
+        if array.dims[:1] == ("step",) and key != "step"
     ]
-    return next((dim for dim in SAMPLES if rows and all(dim in dims for dims in rows)), None)
+    found = next((dim for dim in SAMPLES if rows and all(dim in dims for dims in rows)), None)
+    drawn = found == "batch" and "replacement" in trace.groups[name].attrs
+    return None if drawn else found
+
+
+def _tables(dataset: xr.Dataset) -> dict[str, Array]:
+    """Return the arrays without steps: labels of layers, and what coordinates are."""
+    return {
+        str(key): variable.values
+        for key, variable in dataset.variables.items()
+        if variable.dims[:1] != ("step",)
+    }
 
 
 def _chunks(stored: Stored) -> tuple[int, ...]:

@@ -156,3 +156,121 @@ def test_content_is_another_after_another_row(job):
     assert after["x"].data.name != before["x"].data.name
     assert after.attrs["ranks"] != before.attrs["ranks"]
     xr.testing.assert_equal(after.isel(step=slice(12)).load(), before.load())
+
+
+def test_content_is_another_where_a_rank_was_recorded_anew(job):
+    """The same run, rank and number of rows, and other numbers: no stored result is of these."""
+    before = tracelab.open(job).groups["workers/worker"]
+    numbers = before["x"].values
+    with create(job, LAYERS, rank=0, world_size=4, run="job", overwrite=True) as writer:
+        writer.define("worker", kind="workers", variables=OWN)
+        for step in range(4):
+            writer.append("worker", step=step, x=values(9, step), count=[1])
+    after = tracelab.open(job).groups["workers/worker"]
+    assert after["x"].data.name != before["x"].data.name
+    assert after.attrs["ranks"] != before.attrs["ranks"]
+    assert not np.array_equal(after["x"].values, numbers, equal_nan=True)
+
+
+def test_a_rank_that_ended_before_its_first_row_is_missing(tmp_path):
+    """What its group's arrays would have been nobody knows: the others say it."""
+    path = tmp_path / "run.zarr"
+    with create(path, LAYERS, run="job"):
+        pass
+    for rank in range(2):
+        with create(path, LAYERS, rank=rank, world_size=2, run="job") as writer:
+            writer.define("micro_batches", kind="noise")
+            if rank:
+                writer.append("micro_batches", step=0, projected=np.ones((3, 2, 4)))
+    found = tracelab.open(path).groups["workers/micro_batches"]["projected"].values
+    assert np.isnan(found[0, :3]).all()
+    assert (found[0, 3:] == 1).all()
+
+
+def with_groups(path, *definitions):
+    """Write a rank for each: its define()'s and its row's arguments."""
+    with create(path, LAYERS, run="job"):
+        pass
+    for rank, (options, row) in enumerate(definitions):
+        with create(path, LAYERS, rank=rank, run="job") as writer:
+            writer.define("some", **options)
+            writer.append("some", step=0, **row)
+    return tracelab.open(path)
+
+
+ONE = np.ones((1, 2, 5), np.float32)
+WORKER = {"kind": "workers", "variables": OWN[:1]}
+BATCH = {"kind": "noise"}
+SAMPLED = np.ones((3, 10))
+TABLE = (np.repeat([0, 1], [6, 4]), np.concatenate([np.arange(6)[::-1], np.arange(4)]))
+
+
+@pytest.mark.parametrize(
+    ("definitions", "words"),
+    [
+        (
+            [
+                ({**WORKER, "attrs": {"project": {"k": 5, "seed": 0}}}, {"x": ONE}),
+                ({**WORKER, "attrs": {"project": {"k": 5, "seed": 1}}}, {"x": ONE}),
+            ],
+            "differ in the attribute 'project'",
+        ),
+        (
+            [
+                (WORKER, {"x": ONE}),
+                (
+                    {"kind": "workers", "variables": (Variable("y", ("step",), "1"),)},
+                    {"y": 1.0},
+                ),
+            ],
+            "differ in the dimension of samples",
+        ),
+        (
+            [
+                (BATCH, {"projected": np.ones((3, 2, 4))}),
+                (BATCH, {"sampled": np.ones((2, 10))}),
+            ],
+            "differ in how many there are along 'batch'",
+        ),
+        (
+            [
+                (BATCH, {"sampled": SAMPLED}),
+                ({**BATCH, "coordinates": TABLE}, {"sampled": SAMPLED}),
+            ],
+            "differ in 'coordinate_index'",
+        ),
+    ],
+    ids=["other signs", "no samples", "other passes", "other coordinates"],
+)
+def test_numbers_of_different_kinds_do_not_stand_side_by_side(definitions, words, tmp_path):
+    for order in (1, -1):
+        trace = with_groups(tmp_path / f"run{order}.zarr", *definitions[::order])
+        with pytest.raises(TraceError, match=f"the ranks . and . {words}"):
+            trace.groups["workers/some"]
+
+
+def test_minibatches_that_a_probe_drew_are_no_samples_of_ranks(tmp_path):
+    """Ranks of one seed draw the same ones: four times as many would not be four times as much."""
+    attrs = {"batch_size": 8, "replacement": True, "n_data": 100}
+    probe = ({"kind": "noise", "attrs": attrs}, {"projected": np.ones((3, 2, 4))})
+    trace = with_groups(tmp_path / "run.zarr", probe, probe)
+    assert trace.gathered.kinds == {}
+
+
+def test_ranks_left_of_a_larger_job_are_refused(tmp_path):
+    path = tmp_path / "run.zarr"
+    with create(path, LAYERS, run="old"):
+        pass
+    for rank, run in enumerate(["new", "new", "old"]):
+        with create(path, LAYERS, rank=rank, run=run) as writer:
+            writer.define("worker", kind="workers", variables=OWN)
+            writer.append("worker", step=0, x=values(rank, 0), count=[1])
+    with pytest.raises(TraceError, match="rank 0 is of run 'new' and rank 2 of 'old'"):
+        tracelab.open(path).groups["workers/worker"]
+
+
+def test_more_ranks_than_can_be_read_are_not_opened(job, monkeypatch):
+    monkeypatch.setattr("tracelab.trace.gathered.MAX_WORKERS", 2)
+    (job / "workers/rank-000/zarr.json").write_text("{")
+    with pytest.raises(TraceError, match="its job has 3 ranks, and at most 2 can"):
+        _ = tracelab.open(job).gathered.kinds
