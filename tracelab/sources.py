@@ -82,6 +82,9 @@ def locate(needed: Input, trace: Trace, analysis: Analysis, group: str) -> tuple
             )
         if candidates and _holds(trace.groups[candidates[0]], source):
             return source, candidates[0]
+        if candidates and "@" in source:
+            # What another group says of itself is not true of this one.
+            break
     remedy = f"record it with {needed.collector}; " if needed.collector else ""
     raise NotRecordedError(
         f"analysis {analysis.name!r} needs {' or '.join(needed.sources)}, which this trace does "

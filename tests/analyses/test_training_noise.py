@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import tracelab
 from tracelab import engine, planning
+from tracelab.errors import NotRecordedError
 from tracelab.typing import Status
 from tracelab_analyses.training_noise import ANALYSIS, training_noise
 
@@ -136,6 +137,21 @@ def test_reads_what_was_recorded_of_passes(tmp_path):
         # Gradients are rounded to float32 when they are stored.
         np.testing.assert_allclose(outputs[name][2], expected[name], rtol=1e-5)
     assert outputs["n_missing"].tolist() == [1, 1, 1]
+
+
+def test_the_size_of_a_probes_batches_is_not_that_of_micro_batches(tmp_path):
+    """A noise scale from the norms of one and the size of the other is of neither."""
+    with tracelab.create(tmp_path / "a", {"u": (25,), "v": (15,)}) as writer:
+        writer.define("micro_batches", kind="noise")
+        writer.define("noise", attrs={"batch_size": 64})
+        for step in range(10):
+            writer.append("micro_batches", step=step, full=np.ones((2, D)))
+            writer.append("noise", step=step, full=np.ones((5, D)))
+    trace = tracelab.open(tmp_path / "a")
+    with pytest.raises(NotRecordedError, match=r"MicroBatches\(batches=2, batch_size=...\)"):
+        planning.plan(ANALYSIS, trace, ANALYSIS.resolve({}))
+    named = planning.plan(ANALYSIS, trace, ANALYSIS.resolve({"group": "noise"}))
+    assert named.reads["batch_size"].value == 64
 
 
 def test_declares_what_it_returns():
