@@ -29,8 +29,9 @@ MIN_WORKERS = 3
 # Of 200 jobs of 4 to 16 honest workers that differ in as many directions, over 500 steps, none
 # loses one at a factor of 2; in half as many 1 to 7 % do, in 4 nearly all.
 FEW_DIRECTIONS = 32
-# Bounds what is held of a window.
+# Bound what is held of a window: its steps, and the distances of all pairs of workers.
 SEGMENT = 128
+BLOCK_BYTES = 2**24
 # For the directions in which workers differ, as many are enough: samples of it are steps x workers.
 MOST_STEPS = 1_000
 _CELL = ("layer",)
@@ -95,8 +96,9 @@ def byzantine(
     Returns
     -------
     dict of str to ndarray
-        See ``ANALYSIS.outputs``. A worker without a finite gradient at a step takes no part from
-        there on.
+        See ``ANALYSIS.outputs``. A step at which no worker has a finite gradient, as where a scaled
+        loss overflows, is left out. A worker without one at a step where others have theirs takes
+        no part from there on.
     """
     layers, steps, workers, directions = gradient.shape
     sizes = dict(zip(_PATH, (layers, steps, workers), strict=True))
@@ -105,22 +107,25 @@ def byzantine(
         (short, max(long, short)), (threshold_short, threshold_long), factor, warm_up, reset
     )
     for layer in range(layers):
-        g = gradient[layer]
-        lost = ~np.isfinite(g).all(axis=-1)
-        until = np.where(lost.any(axis=0), lost.argmax(axis=0), steps)
+        lost = ~np.isfinite(gradient[layer]).all(axis=-1)
+        rows = np.flatnonzero(~lost.all(axis=1))
+        g, lost = gradient[layer], lost[rows]
+        if rows.size < steps:
+            g = g[rows]
+        until = np.logical_and.accumulate(~lost, axis=0).sum(axis=0)
         out["n_workers"][layer] = (until > 0).sum()
-        out["n_missing"][layer] = (until < steps).sum()
-        out["n_steps"][layer] = steps
+        out["n_missing"][layer] = ((until < rows.size) | (until == 0)).sum()
+        out["n_steps"][layer] = rows.size
         status = _status(g, until, warm_up)
         out["status"][layer] = int(status)
         if status is not Status.OK:
             continue
         distance, thrown_out = _filtered(g, until, windows)
-        out["distance_short"][layer], out["distance_long"][layer] = distance
+        out["distance_short"][layer, rows], out["distance_long"][layer, rows] = distance
         found = thrown_out >= 0
-        out["thrown_out_at"][layer, found] = step[thrown_out[found]]
+        out["thrown_out_at"][layer, found] = step[rows[thrown_out[found]]]
         out["n_thrown_out"][layer] = found.sum()
-        honest = ~found & (until == steps)
+        honest = ~found & (until == rows.size)
         kept = distance[:, :, honest]
         if honest.sum() > 1:
             out["dimension"][layer] = effective_dimension(g[:, honest])
@@ -133,7 +138,7 @@ def byzantine(
 
 
 def _status(g: FloatArray, until: IntArray, warm_up: int) -> Status:
-    if until.size >= MIN_WORKERS and not until.any():
+    if until.size >= MIN_WORKERS and not len(g):
         return Status.NON_FINITE_INPUT
     if (until > 0).sum() < MIN_WORKERS or len(g) < warm_up:
         return Status.TOO_FEW_SAMPLES
@@ -169,7 +174,8 @@ def _filtered(g: FloatArray, until: IntArray, windows: Windows) -> tuple[FloatAr
         if members.size < 2:
             break
         ends = [row + length - row % length for length in windows.length]
-        end = min(*ends, row + SEGMENT, steps, int(until[good].min()))
+        segment = max(1, min(SEGMENT, BLOCK_BYTES // (8 * members.size**2)))
+        end = min(*ends, row + segment, steps, int(until[good].min()))
         grown = np.cumsum(g[row:end, members].astype(np.float64), axis=0) / members.size
         limits = [_relative(sums[w, members] + grown, w, windows) for w in (0, 1)]
         looked = np.arange(row, end)
@@ -259,6 +265,17 @@ def _thrown_out(row: xr.Dataset) -> dict[int, int]:
     return {int(w): int(at[w]) for w in np.argsort(at) if np.isfinite(at[w])}
 
 
+def _closest(row: xr.Dataset) -> str:
+    """Return how near to the limit those came who stayed to the end."""
+    nearest, error = float(row["closest_call"]), float(row["closest_call_se"])
+    if not np.isfinite(nearest):
+        return "nobody else has finite gradients to the end, to say how close to the limit"
+    return (
+        f"of those who stayed to the end the closest came to {nearest:.2f} ± {error:.2f} of the "
+        "limit"
+    )
+
+
 def finding(result: xr.Dataset) -> Finding:
     """Return who would have been thrown out of the network's job, and when."""
     row = shown(result)
@@ -281,16 +298,15 @@ def finding(result: xr.Dataset) -> Finding:
     missing = int(row["n_missing"])
     if missing:
         warnings.append(f"{missing} workers have no finite gradient from some step on.")
+    closest = _closest(row)
     if not out:
         return Finding(
-            f"No one of {workers} workers would have been thrown out; the closest came to "
-            f"{float(row['closest_call']):.2f} of the limit.",
+            f"No one of {workers} workers would have been thrown out; {closest}.",
             tuple(warnings),
         )
     who = ", ".join(f"{worker} (step {step})" for worker, step in out.items())
     return Finding(
-        f"Of {workers} workers {len(out)} would have been thrown out: {who}; of the others the "
-        f"closest came to {float(row['closest_call']):.2f} of the limit.",
+        f"Of {workers} workers {len(out)} would have been thrown out: {who}; {closest}.",
         tuple(warnings),
     )
 
@@ -328,7 +344,7 @@ def _distance(window: str) -> Variable:
 ANALYSIS = Analysis(
     name="byzantine",
     summary="Which workers would a filter have thrown out? Sums of gradients over windows",
-    version=1,
+    version=2,
     inputs=(
         Input(
             Variable("gradient", (*_PATH, "direction"), "loss/weight", "float32"),

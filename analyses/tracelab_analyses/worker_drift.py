@@ -83,7 +83,7 @@ def worker_drift(
     # Cells with the same workers are computed side by side, some at a time.
     good = np.flatnonzero(cells["status"] == int(Status.OK))
     patterns, of = np.unique(known[good], axis=0, return_inverse=True)
-    width = max(1, BLOCK_BYTES // (8 * workers * directions))
+    width = max(1, BLOCK_BYTES // (8 * workers * max(workers, directions)))
     for number, present in enumerate(patterns):
         same = good[of.ravel() == number]
         for some in np.split(same, range(width, same.size, width)):
@@ -193,8 +193,8 @@ def _cosines(g: FloatArray) -> dict[str, Array]:
 def synchronization_period(step: IntArray, synchronized: Array) -> int | None:
     """Return after how many steps workers have the same weights again, or None.
 
-    The greatest common divisor of the distances between steps at which they have: recorded steps
-    between two of them, of which there must be one, show that weights part meanwhile.
+    The greatest common divisor of the distances between steps at which they have, if at each
+    recorded step that is so many from one of them they have too.
 
     Parameters
     ----------
@@ -206,7 +206,13 @@ def synchronization_period(step: IntArray, synchronized: Array) -> int | None:
     together = step[np.asarray(synchronized, dtype=bool)]
     if together.size < 2:
         return None
-    return math.gcd(*(int(after - before) for before, after in pairwise(together.tolist())))
+    period = math.gcd(*(int(after - before) for before, after in pairwise(together.tolist())))
+    return period if np.isin(step[(step - together[0]) % period == 0], together).all() else None
+
+
+def _with_error(row: xr.Dataset, name: str) -> str:
+    error = float(row[f"{name}_se"])
+    return f"{float(row[name]):.2f}" + (f" ± {error:.2f}" if math.isfinite(error) else "")
 
 
 def finding(result: xr.Dataset) -> Finding:
@@ -221,7 +227,13 @@ def finding(result: xr.Dataset) -> Finding:
     if together.all():
         weights = f"The workers' weights of {where} are the same at every recorded step"
     else:
-        meet = "and never meet" if period is None else f"and meet every {period} steps"
+        if period is not None:
+            # Steps that were not recorded may be between.
+            meet = f"and meet every {period} steps"
+        elif together[1:].any():
+            meet = f"and are the same at {together.sum()} of {together.size} recorded steps"
+        else:
+            meet = "and never meet" + (" again" if together[0] else "")
         weights = (
             f"The workers' weights of {where} are up to {distance.max():.3g} from their mean "
             f"(root mean square over workers) {meet}"
@@ -243,8 +255,8 @@ def finding(result: xr.Dataset) -> Finding:
         )
     return Finding(
         f"{weights}; at step {int(last['step'])} the cosine of two workers' gradients is "
-        f"{float(last['cosine']):.2f} on average and {float(last['cosine_min']):.2f} at least, of "
-        f"{int(last['n_workers'])} workers.",
+        f"{_with_error(last, 'cosine')} on average and {_with_error(last, 'cosine_min')} at least, "
+        f"of {int(last['n_workers'])} workers.",
         tuple(warnings),
     )
 

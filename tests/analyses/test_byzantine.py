@@ -1,10 +1,19 @@
+import tracemalloc
+
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracelab.typing import Status
-from tracelab_analyses.byzantine import ANALYSIS, byzantine, effective_dimension
+from tracelab_analyses.byzantine import (
+    ANALYSIS,
+    BLOCK_BYTES,
+    byzantine,
+    effective_dimension,
+    finding,
+)
 
 T, N, K = 250, 8, 64
 
@@ -192,6 +201,58 @@ def test_what_cannot_be_said_says_why(gradient, status):
     found = run(gradient)
     assert found["status"] == status
     assert np.isnan(found["thrown_out_at"]).all()
+
+
+@pytest.mark.parametrize("lost", [[0, 1, 2], [90], [249]])
+def test_steps_at_which_nobody_has_a_gradient_are_left_out(lost):
+    """A scaled loss that overflows: as if these steps had not been, and nobody is lost by them."""
+    gradient = honest(1)
+    gradient[:, 2] *= -1
+    gradient[lost] = np.inf
+    found, without = run(gradient), run(np.delete(gradient, lost, axis=0))
+    kept = np.delete(np.arange(T), lost)
+    assert (found["status"], found["n_missing"], found["n_steps"]) == (0, 0, T - len(lost))
+    for name in ("distance_short", "distance_long"):
+        np.testing.assert_array_equal(found[name][kept], without[name])
+        assert np.isnan(found[name][lost]).all()
+    at = np.where(np.isnan(without["thrown_out_at"]), 0, without["thrown_out_at"]).astype(int) // 10
+    expected = np.where(np.isnan(without["thrown_out_at"]), np.nan, 10.0 * kept[at])
+    np.testing.assert_array_equal(found["thrown_out_at"], expected)
+    assert np.isfinite(expected[2])
+    assert np.isfinite(found["closest_call"])
+
+
+def said(gradient):
+    found = byzantine(gradient[None], np.arange(len(gradient)))
+    dims = {each.name: each.dims for each in ANALYSIS.outputs}
+    result = xr.Dataset(
+        {name: (dims[name], array) for name, array in found.items()}, {"layer": ["network"]}
+    )
+    return finding(result).sentence, found
+
+
+def test_says_how_close_others_came_and_never_nan():
+    sentence, found = said(honest(1))
+    nearest, error = found["closest_call"][0], found["closest_call_se"][0]
+    assert f"came to {nearest:.2f} ± {error:.2f} of the limit" in sentence
+    ending = honest(1)
+    ending[:, 7] *= -1
+    for worker in range(7):
+        ending[200 + worker :, worker] = np.nan
+    sentence, found = said(ending)
+    assert np.isnan(found["closest_call"][0])
+    assert "1 would have been thrown out: 7" in sentence
+    assert "nobody else has finite gradients to the end" in sentence
+
+
+def test_memory_is_bounded_for_many_workers():
+    """Distances of 400 x 400 pairs take 1.3 MB a step: of 128 steps 164 MB, several times."""
+    gradient = np.random.default_rng(0).standard_normal((1, 130, 400, 4)).astype(np.float32)
+    tracemalloc.start()
+    byzantine(gradient, np.arange(130))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 8 * BLOCK_BYTES
 
 
 def test_declares_what_it_returns():

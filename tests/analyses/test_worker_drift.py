@@ -1,14 +1,16 @@
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import distance
 
 import tracelab
 from tracelab.typing import Status
-from tracelab_analyses.worker_drift import ANALYSIS, synchronization_period, worker_drift
+from tracelab_analyses.worker_drift import ANALYSIS, finding, synchronization_period, worker_drift
 
 N, K = 5, 32
 
@@ -139,7 +141,11 @@ def test_same_weights_are_at_no_distance():
         (range(12), range(12), 1),
         (range(12), [5], None),
         (range(12), [], None),
-        (range(0, 40, 2), [0, 6, 18], 6),
+        (range(0, 40, 2), range(0, 40, 6), 6),
+        # Whether they met at 12 is not known in the first, and in the second they did not.
+        ([0, 2, 6, 8, 18], [0, 6, 18], 6),
+        (range(0, 20, 2), [0, 6, 18], None),
+        (range(12), [2, 6], None),
     ],
 )
 def test_period_of_synchronization(steps, together, period):
@@ -161,6 +167,43 @@ def test_what_cannot_be_estimated_says_why(workers, fill, status):
         found = run(vectors(0, workers), fill * np.ones((workers, K)))
     assert found["status"] == status
     assert np.isnan(found["consensus"])
+
+
+@pytest.mark.parametrize(
+    ("together", "said"),
+    [
+        ([], "and never meet;"),
+        ([0], "and never meet again;"),
+        ([3], "and are the same at 1 of 8 recorded steps;"),
+        ([0, 2, 4], "and are the same at 3 of 8 recorded steps;"),
+        ([0, 2, 4, 6], "and meet every 2 steps;"),
+    ],
+)
+def test_says_when_weights_are_the_same(together, said):
+    x, g = vectors(0), vectors(1)
+    weight = np.stack([x[:1].repeat(N, 0) if step in together else x for step in range(8)])
+    found = worker_drift(weight[:, None], np.stack([g] * 8)[:, None])
+    dims = ("step", "layer")
+    result = xr.Dataset(
+        {name: (dims, array) for name, array in found.items()},
+        {"step": range(8), "layer": ["network"]},
+    )
+    sentence = finding(result).sentence
+    assert said in sentence
+    # No cosine without its error.
+    for name, which in (("cosine", "on average"), ("cosine_min", "at least")):
+        value, error = found[name][7, 0], found[f"{name}_se"][7, 0]
+        assert f"{value:.2f} ± {error:.2f} {which}" in sentence
+
+
+def test_memory_is_bounded_for_many_workers_of_few_directions():
+    """Cosines of 500 x 500 pairs take 2 MB a cell: of 64 cells at once they would take 128 MB."""
+    x = np.random.default_rng(0).standard_normal((64, 1, 500, 2)).astype(np.float32)
+    tracemalloc.start()
+    worker_drift(x, x)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 32e6
 
 
 def test_declares_what_it_returns():
