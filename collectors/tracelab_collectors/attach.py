@@ -11,8 +11,6 @@ from torch import distributed, nn
 
 from tracelab.errors import UsageError
 from tracelab.trace import create
-from tracelab.trace.places.locations import resolve
-from tracelab.trace.reading.snapshot import ROOT
 from tracelab.trace.writing.resuming import look
 from tracelab_collectors.agenda import Member
 from tracelab_collectors.beginning import START, begin, check_start, recorded_start, store_start
@@ -23,6 +21,7 @@ from tracelab_collectors.presets import chosen
 from tracelab_collectors.rehearsal import rehearse_loss
 from tracelab_collectors.session import Session
 from tracelab_collectors.subject import Subject
+from tracelab_collectors.whole import begin_whole
 
 __all__ = ["attach"]
 
@@ -91,10 +90,10 @@ def attach(
     rank, world_size, run_id : optional
         Record one process of a job into a trace of its own inside the one at `path`; see ``rank``,
         ``world_size`` and ``run`` of `tracelab.create`. Rank 0 makes the trace of the whole job
-        where there is none, through which analyses read all ranks. Default, where
-        ``torch.distributed`` runs several processes: those whose parameters are shards record one
-        each, as the rank that they are; of others only rank 0 records, and the session of the rest
-        does nothing.
+        where there is none, through which analyses read all ranks, and replaces none. Default,
+        where ``torch.distributed`` runs several processes: those whose parameters are shards record
+        one each, as the rank that they are; of others only rank 0 records, and the session of the
+        rest does nothing.
     strict : bool
         Raise where a collector fails. Default: warn once, go on without it and mark the trace as
         incomplete.
@@ -196,31 +195,30 @@ def attach(
         finally:
             # The ranks' traces are inside the one that rank 0 makes, or replaces.
             distributed.barrier()
-    elif rank == 0 and not resolve(path).has(ROOT):
-        # No rank waits for another here, so that rank 0 never replaces what holds the others.
-        whole = create(
+    elif rank == 0:
+        whole = begin_whole(
             path,
-            subject.shapes,
+            subject,
             metadata,
             world_size=world_size,
             run=run_id,
-            attrs=said,
-            kinds=subject.kinds,
+            resume=resume is not False,
         )
-    writer = create(
-        path,
-        subject.shapes,
-        metadata,
-        overwrite=overwrite,
-        resume=resume,
-        rank=rank,
-        world_size=world_size,
-        run=run_id,
-        attrs={**subject.attrs, "seed": seed, "software": {"torch": torch.__version__}},
-        kinds=subject.kinds,
-        when_full=when_full,
-    )
+    writer = None
     try:
+        writer = create(
+            path,
+            subject.shapes,
+            metadata,
+            overwrite=overwrite,
+            resume=resume,
+            rank=rank,
+            world_size=world_size,
+            run=run_id,
+            attrs={**subject.attrs, "seed": seed, "software": {"torch": torch.__version__}},
+            kinds=subject.kinds,
+            when_full=when_full,
+        )
         for name, member in bound.items():
             writer.define(name, **member.definition())
         if run.start is None and any(each.from_start for each in recordings.values()):

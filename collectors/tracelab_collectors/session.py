@@ -475,9 +475,11 @@ class Session:
 
     def _close_writer(self) -> None:
         try:
-            self.writer.close()
-            if self._whole is not None:
-                self._whole.close()
+            try:
+                self.writer.close()
+            finally:
+                if self._whole is not None:
+                    self._whole.close()
         except TraceError as error:
             if self._strict:
                 self._error = self._error or error

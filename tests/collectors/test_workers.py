@@ -1,5 +1,8 @@
 """Each process's own gradient and weights, by itself and read side by side."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +120,64 @@ def test_ranks_are_read_through_the_trace_of_the_whole(inputs, path):
     found = trace.groups["workers/worker"]["weight_squared_norm"].values
     assert found.shape == (5, 3, 2)
     assert np.isnan(found).all(axis=2).sum(axis=0).tolist() == [0, 1, 2]
+
+
+def one_rank(net, inputs, path, *, rate=0.1, **options):
+    optimizer = torch.optim.SGD(net.parameters(), lr=rate)
+    collectors = [Workers(sketch=WIDE)]
+    with attach(net, optimizer, path, collectors=collectors, rank=0, **options):
+        train(net, optimizer, inputs, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"run_id": "old"}, {"run_id": "new"}, "recorded with run 'old', and now run is 'new'"),
+        ({"world_size": 8}, {"world_size": 4}, "recorded with world_size 8, and now"),
+        ({}, {"rate": 0.5}, "recorded with optimizer .*'lr': 0.1.* and now optimizer is"),
+    ],
+)
+def test_a_whole_of_another_job_is_not_taken_for_that_of_this(
+    first, second, words, net, inputs, path
+):
+    """What analyses read of it, such as the optimizer, would not be that of the ranks."""
+    one_rank(net, inputs, path, **first)
+    before = (path / "workers/rank-000/zarr.json").read_bytes()
+    with pytest.raises(UsageError, match=words):
+        one_rank(net, inputs, path, overwrite=True, **second)
+    assert (path / "workers/rank-000/zarr.json").read_bytes() == before
+    one_rank(net, inputs, path, overwrite=True, **first)
+
+
+def test_a_whole_whose_rank_0_was_killed_ends_with_the_job_that_goes_on(net, inputs, path):
+    one_rank(net, inputs, path)
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["state"] = "recording"
+    (path / "zarr.json").write_text(json.dumps(document))
+    layers = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
+    kinds = dict.fromkeys(layers, "Linear")
+    with tracelab.create(path, layers, kinds=kinds, resume=True) as writer:
+        # Somebody else's to end, while it is open.
+        one_rank(net, inputs, path, resume=True)
+        assert tracelab.open(path).state == "recording"
+        writer.append("steps", step=0, loss=1.0)
+    document = json.loads((path / "zarr.json").read_text())
+    document["attributes"]["state"] = "recording"
+    (path / "zarr.json").write_text(json.dumps(document))
+    one_rank(net, inputs, path, resume=True)
+    trace = tracelab.open(path)
+    assert trace.state == "complete"
+    assert trace.steps["loss"].values.tolist() == [1.0]
+    assert trace.ranks[0].rows["worker"] == 6
+
+
+def test_a_rank_that_cannot_begin_leaves_no_whole_open(net, inputs, path):
+    one_rank(net, inputs, path)
+    (path / "zarr.json").unlink()
+    shutil.rmtree(path / "layers")
+    with pytest.raises(UsageError, match=r"there is a trace at .*rank-000"):
+        one_rank(net, inputs, path)
+    assert tracelab.open(path).state == "incomplete"
 
 
 def test_refuses_what_ranks_do_not_share(net):
