@@ -65,7 +65,7 @@ def begin_whole(
     if found is None:
         return None
     old = found.snapshot.attrs
-    now = {name: each for name, each in (("run", run),) if each is not None}
+    now: dict[str, Any] = {} if run is None else {"run": run}
     if not resume:
         now |= said
         if world_size is not None:
