@@ -13,8 +13,8 @@ __all__ = ["ASSUMPTIONS", "NEEDS", "PROVED", "THEORIES", "assumed"]
 
 THEORIES = (*VIRTUAL, "pensia", "negrea")
 ASSUMPTIONS = {
-    "plain_sgd": "steps are gradients times a rate: no momentum, weight decay or adaptive steps",
-    "all_layers": "noise was added to all recorded layers",
+    "plain_sgd": "steps are gradients times one rate: no momentum, weight decay or adaptive steps",
+    "all_layers": "noise was added to all that training changes, running statistics included",
     "bounded": "what is bounded has a bounded range",
     "held_out": "the gradient of the expected loss was measured on held-out data",
     "expectation": "one run stands for the mean over training sets",

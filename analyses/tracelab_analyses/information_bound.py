@@ -19,6 +19,8 @@ from tracelab_analyses.information_figures import finding, plot
 from tracelab_analyses.information_theories import VIRTUAL, Path, best
 
 MIN_BATCHES, MIN_DRAWS = 8, 2
+# By so much, in parts, can a mean by pieces exceed the largest of its values.
+_ROUNDING = 1e-12
 _CELL = ("layer",)
 _ROW = (*_CELL, "step")
 _BOUND = (*_ROW, "theory")
@@ -132,6 +134,8 @@ def information_bound(
     out["n_steps"][0], out["range"][0], out["measure"][0] = counts[-1], span, by_error
     needed = (measure[:, 0], noisy[:, 0], deviation, gradient_change, learning_rate[: counts[-1]])
     status = _status(needed, counts, step, span, n_held_out, measure, noisy)
+    if status == Status.OK and (n_data < 2 or n_weights < 1):
+        status = Status.TOO_FEW_SAMPLES
     out["status"][0] = int(status)
     if status != Status.OK:
         return out
@@ -192,7 +196,7 @@ def _status(
     few = (
         deviation.shape[-1] < MIN_BATCHES
         or min(noisy.shape[-1], change.shape[-1]) < MIN_DRAWS
-        or n_held_out == 0
+        or n_held_out < 1
         or (counts != step).any()
     )
     if not np.isfinite(span) or not all(np.isfinite(each).all() for each in needed):
@@ -211,7 +215,7 @@ def _bounded(
 ) -> bool | None:
     """Return whether the range holds; None where nothing seen speaks against it."""
     seen = [measure.ravel(), noisy.ravel()] + ([] if by_error else [max_loss])
-    if any((each < 0).any() or (each > span).any() for each in seen):
+    if any((each < 0).any() or (each > span * (1 + _ROUNDING)).any() for each in seen):
         return False
     return True if by_error else None
 
@@ -264,8 +268,9 @@ def _injected(
     n: int,
 ) -> dict[str, dict[str, float]]:
     """Return what theories of noise that was added say of the weights behind some steps."""
+    # A step of no rate tells nothing, also without noise.
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = (rate / noise) ** 2
+        ratio = np.where((rate == 0) & np.isfinite(noise), 0.0, (rate / noise) ** 2)
     # E||zeta_j||^2 = n / (n - 1) tr Sigma, Sigma the unbiased covariance.
     incoherence = n / (n - 1) * variance
     terms = {
@@ -346,7 +351,8 @@ ANALYSIS = Analysis(
         Variable("sigma", _BOUND, "weight", description="standard deviation of noise in total"),
         Variable("schedule", _BOUND, dtype="uint8",
                  description="how it is spent; 0: evenly, 1: by learning rate times root of V"),
-        Variable("vacuous", _BOUND, dtype="uint8", description="the bound exceeds the range"),
+        Variable("vacuous", _BOUND, dtype="uint8",
+                 description="the bound exceeds the range; 0 as well where there is none"),
         Variable("vacuous_term", _BOUND, dtype="uint8",
                  description="what exceeds it; 1: trajectory, 2: flatness, 3: each, 4: their sum"),
         Variable("gap", _ROW, description="held-out less training error, or loss"),

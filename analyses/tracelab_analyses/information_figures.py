@@ -47,7 +47,7 @@ def finding(result: xr.Dataset) -> Finding:
         text += f"within its range of {float(row['range']):g}"
     text += f"; measured were {gap:.3g} ({float(last['gap_low']):.3g} to "
     text += f"{float(last['gap_high']):.3g}, {int(row['n_held_out'])} held-out examples)"
-    if gap > 0:
+    if 0 < gap <= value:
         text += f", {value / gap:.3g} times less"
     return Finding(f"{text}.", tuple(_warnings(row, theory)))
 
@@ -103,6 +103,11 @@ def _warnings(row: xr.Dataset, theory: str) -> list[str]:
         "is: compare them with the gap, not with each other."
     )
     last = row.isel(step=-1)
+    if float(last["gap_low"]) > float(last["bound"].sel(theory=theory)):
+        found.append(
+            "The gap that was measured is above the bound: this run is not like the mean over "
+            "training sets, or something taken for granted is not so."
+        )
     if float(last["flatness_term"].sel(theory=theory)) > 0.5 * float(last["gap"]) > 0:
         found.append(
             "The flatness term is of the size of the gap: under noise that leaves nothing of what "

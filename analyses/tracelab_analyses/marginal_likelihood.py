@@ -218,7 +218,7 @@ def _gaussian(
         excess = fourth[kept].mean(axis=0) / second**2 - 3.0
         # Products of different groups alone, whose errors are independent.
         total = mean[kept].sum(axis=0)
-        pairs = max(kept.size * (kept.size - 1), 1)
+        pairs = kept.size * (kept.size - 1) or np.nan
         share = (total**2 - (mean[kept] ** 2).sum(axis=0)) / pairs / second
         return np.array([excess.mean(), share.mean()])
 
@@ -274,6 +274,11 @@ def _warnings(good: xr.Dataset) -> list[str]:
         "chosen by these data."
     ]
     outputs, n = int(last["n_outputs"]), int(last["n_examples"])
+    if int(last["n_positive"]) in (0, n):
+        found.append(
+            f"All {n} examples are of one of the two classes that positive= makes: the bound is of "
+            "a task with one answer."
+        )
     bias, error = (float(last[f"log_evidence_{name}"][0]) for name in ("bias", "se"))
     if outputs < 10 * n or not np.hypot(bias, error) < 0.1 * abs(float(last["log_evidence"][0])):
         found.append(

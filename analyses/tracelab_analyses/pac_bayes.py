@@ -128,7 +128,7 @@ def pac_bayes(
         covered = Assumption.HOLDS if all_layers == 1 else Assumption.FAILS
     for step in range(steps):
         losses, bounded, of_loss = _losses(noise_error[step], noise_loss[step], loss_bound)
-        status = _status(losses, noise_loss[step], distance[step])
+        status = _status(min(n, d), losses, noise_loss[step], distance[step])
         found: dict[str, Array | float | int] = {
             "sigma_recorded": sigma[step],
             "of_loss": of_loss,
@@ -155,22 +155,21 @@ def _losses(
     error: FloatArray, loss: FloatArray, loss_bound: float | None
 ) -> tuple[FloatArray, Assumption, bool]:
     """Return what is bounded, (set, shape, level, draw): the mean of both directions of a draw."""
-    of_loss = bool(np.isnan(error[0]).all()) and loss_bound is not None
-    taken, bounded = error, Assumption.HOLDS
-    if of_loss and loss_bound is not None:
-        taken = loss / loss_bound
-        seen = taken[np.isfinite(taken)]
-        bounded = Assumption.FAILS if (seen > 1).any() or (seen < 0).any() else Assumption.UNCHECKED
-    elif np.isnan(error[0]).all():
-        bounded = Assumption.UNCHECKED
+    missing = bool(np.isnan(error[0]).all())
+    taken = loss / loss_bound if missing and loss_bound is not None else error
+    # By rounding, a mean of pieces can exceed 1.
+    outside = (taken < 0) | (taken > 1 + 1e-12)
+    bounded = Assumption.UNCHECKED if missing else Assumption.HOLDS
+    if outside.any():
+        bounded = Assumption.FAILS
     # Noise under which it is out of bounds once has no bound.
-    outside = ~((taken >= 0) & (taken <= 1))
-    pairs = np.where(outside.any(axis=(-2, -1), keepdims=True), np.nan, taken)
-    return pairs.mean(axis=-2), bounded, of_loss
+    lost = (outside | np.isnan(taken)).any(axis=(-2, -1), keepdims=True)
+    pairs = np.where(lost, np.nan, np.minimum(taken, 1.0))
+    return pairs.mean(axis=-2), bounded, missing and loss_bound is not None
 
 
-def _status(losses: FloatArray, noise_loss: FloatArray, distance: float) -> Status:
-    if losses.shape[-1] < MIN_DRAWS:
+def _status(size: int, losses: FloatArray, noise_loss: FloatArray, distance: float) -> Status:
+    if size < 1 or losses.shape[-1] < MIN_DRAWS:
         return Status.TOO_FEW_SAMPLES
     if not np.isfinite(distance) or np.isnan(losses[0]).all():
         return Status.NON_FINITE_INPUT
@@ -197,7 +196,8 @@ def _bounds(
     draws = losses.shape[-1]
     mean = losses.mean(axis=-1)
     error = losses.std(axis=-1, ddof=1) / np.sqrt(draws)
-    each = 0.5 * delta / np.isfinite(mean[0]).sum()
+    # Also those that lost their bound by what was drawn: which remain is not known beforehand.
+    each = 0.5 * delta / (np.isfinite(mean[0]).any(axis=-1).sum() * sigma.size)
     prior = priced_prior(
         distance**2, sigma**2 * d * variance[:, None],
         2 * d * np.log(sigma) + log_det[:, None], d,
@@ -335,11 +335,11 @@ def _warnings(good: xr.Dataset) -> list[str]:
             "record more of them (PerturbedLoss(draws=...))."
         )
     if int(last["assumption_holds"].sel(assumption=BOUNDED)) == Assumption.FAILS:
-        found.append("Losses beyond loss_bound were seen: the theorem does not hold of this loss.")
+        found.append("Losses beyond loss_bound, or errors beyond 1, were seen: no theorem holds.")
     if int(last["assumption_holds"].sel(assumption=COVERED)) == Assumption.FAILS:
         found.append(
-            "Some trained layers have no noise: their weights depend on the data and are not paid "
-            "for, so that this is no bound; record all layers."
+            "Some of what training changes (layers that were left out, running statistics) has no "
+            "noise and is not paid for, so that this is no bound; record all layers."
         )
     if bool(last["of_loss"]):
         found.append("That single examples keep to loss_bound is not seen, only that means do.")

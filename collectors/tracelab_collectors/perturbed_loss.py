@@ -18,6 +18,7 @@ from tracelab_collectors.collector import Block, Loss, Recording, Run
 from tracelab_collectors.evaluation import Measure
 from tracelab_collectors.frozen import FrozenLoss
 from tracelab_collectors.indexed import Indexed
+from tracelab_collectors.layout import Layout
 from tracelab_collectors.perturbation import ExampleSet, Perturbation
 from tracelab_collectors.rehearsal import refusing
 from tracelab_collectors.scheduled import Scheduled, at_least, rising
@@ -208,13 +209,13 @@ class PerturbedLoss(Scheduled):
                 "n_examples": len(drawn[0].indices),
                 "n_held_out": len(drawn[1].indices) if held is not None else 0,
                 "n_data": data.size,
-                "all_layers": layout.names == run.layout.names,
+                "all_layers": _all_move(run, layout),
                 "batch_size": self.batch_size,
                 "replacement": self.replacement,
                 "damping": self.damping,
                 "mode": self.mode or "as trained",
                 "held_out": held is not None,
-                "plain_sgd": all(map(_is_plain, run.optimizers)),
+                "plain_sgd": _is_plain(run.optimizers),
             },
             variables=self.variables(),
             probe=True,
@@ -283,9 +284,22 @@ class PerturbedLoss(Scheduled):
         )  # fmt: skip
 
 
-def _is_plain(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether a step is the gradient times a rate."""
+def _all_move(run: Run, layout: Layout) -> bool:
+    """Return whether all that training changes moves: trained weights, no running statistics."""
+    moving = {id(run.parameters[name]) for name in layout.names}
+    groups = (group for optimizer in run.optimizers for group in optimizer.param_groups)
+    trained = (each for group in groups for each in group["params"] if each.requires_grad)
+    return all(id(each) in moving for each in trained if each.numel()) and not any(
+        getattr(module, "running_mean", None) is not None for module in run.model.modules()
+    )
+
+
+def _is_plain(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Return whether a step is the gradient times one rate, that of all weights."""
     extras = ("momentum", "weight_decay", "nesterov", "maximize")
-    return type(optimizer) is torch.optim.SGD and not any(
-        group[extra] for group in optimizer.param_groups for extra in extras
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return (
+        all(type(optimizer) is torch.optim.SGD for optimizer in optimizers)
+        and not any(group[extra] for group in groups for extra in extras)
+        and len({float(group["lr"]) for group in groups}) == 1
     )

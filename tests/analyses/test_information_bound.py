@@ -229,6 +229,16 @@ def test_noise_that_was_added():
     assert np.isnan(without["bound"][:, PENSIA:]).all()
     missing = bounds([0, 20], 1.0, 1.0, injected_noise=np.where(noise > 0.15, noise, np.nan))
     assert np.isnan(missing["bound"][1, PENSIA:]).all()
+    # Warm-up from a rate of 0, and its noise with it: that step tells nothing.
+    rate = np.full(20, 0.1)
+    rate[0] = noise[0] = 0.0
+    warm = bounds([0, 20], 1.0, 1.0, injected_noise=noise, learning_rate=rate)
+    sums = np.sum(0.1**2 / noise[1:] ** 2)
+    assert warm["bound"][1, PENSIA] == pytest.approx(np.sqrt(0.25 / 100 * sums * 2.0**2))
+    noise[1] = 0.0
+    silent = bounds([0, 20], 1.0, 1.0, injected_noise=noise, learning_rate=rate)
+    assert (silent["bound"][1, PENSIA:] == np.inf).all()
+    assert (silent["vacuous"][1, PENSIA:] == 1).all()
 
 
 def test_the_incoherence_of_an_example_left_out():
@@ -364,6 +374,9 @@ def test_assumptions_are_those_a_trace_can_tell():
     assert holds("negrea", "full_batch", batch_size=100, replacement=False) == right
     assert holds("minkowski", "proof") == not_needed
     assert holds("neu", "bounded") == right
+    # By pieces, a mean of errors of 1 exceeds it by rounding.
+    for error, state in ((np.nextafter(1.0, 2.0), right), (1.01, wrong)):
+        assert holds("neu", "bounded", error=np.full((2, 2), error)) == state
     no_error = {"error": np.full((2, 2), np.nan), "parameters": {"loss_bound": 0.6}}
     assert holds("neu", "bounded", **no_error) == unchecked
     assert holds("neu", "bounded", **no_error, max_loss=np.array([0.5, 0.61])) == wrong
@@ -394,6 +407,9 @@ POOR = {
     "no error and no bound": ({"error": np.full((2, 2), np.nan)}, Status.NON_FINITE_INPUT),
     "no held-out data": ({"n_held_out": 0}, Status.TOO_FEW_SAMPLES),
     "steps are missing": ({"every_step": np.arange(1, 20)}, Status.TOO_FEW_SAMPLES),
+    "one example": ({"n_data": 1}, Status.TOO_FEW_SAMPLES),
+    "no weights": ({"n_weights": 0}, Status.TOO_FEW_SAMPLES),
+    "fewer than no held-out data": ({"n_held_out": -1}, Status.TOO_FEW_SAMPLES),
     "few minibatches": ({"deviation": np.ones((2, 7))}, Status.TOO_FEW_SAMPLES),
     "one draw": ({"gradient_change": np.ones((2, 4, 1))}, Status.TOO_FEW_SAMPLES),
     "rate": ({"learning_rate": np.full(20, np.nan)}, Status.NON_FINITE_INPUT),
@@ -453,5 +469,9 @@ def test_it_says_what_is_bounded_and_what_is_wrong_with_it():
     assert "give loss_bound=" in said([0, 20], 1.0, 1.0, **nothing).sentence
     assert "held_out=" in said([0, 20], 1.0, 1.0, n_held_out=0).sentence
     assert "19 are on record" in said([0, 20], 1.0, 1.0, every_step=np.arange(1, 20)).sentence
+    above = said([0, 20], 1e-6, 0.0, gap=0.5)
+    assert "times less" not in above.sentence
+    assert "gap that was measured is above the bound" in " ".join(above.warnings)
+    assert "above the bound" not in text
     bounded = said([0, 20], 1.0, 1.0, **nothing, parameters={"loss_bound": 3.0})
     assert "gap of the loss" in bounded.sentence

@@ -154,6 +154,16 @@ def test_gaussian_outputs_are_told_from_others(draw, expected):
     assert found["assumption_holds"][ASSUMPTIONS.index(GAUSSIAN)] == expected
 
 
+def test_two_groups_leave_the_error_of_the_mean_unknown():
+    """Without one of two there are no products of different groups."""
+    given = inputs(draw=lambda rng: rng.standard_normal((GROUPS, 400, 6)))
+    two = {name: given[name][:, :2] for name in ("kernel", "mean", "fourth")}
+    found = found_by(**two)
+    assert np.isfinite(found["mean_share"])
+    assert np.isnan(found["mean_share_se"])
+    assert found["assumption_holds"][ASSUMPTIONS.index(GAUSSIAN)] == Assumption.UNCHECKED
+
+
 def test_kurtosis_and_mean_are_those_of_the_law():
     """Uniform numbers about one: excess -1.2 of the centred law, by the moments about zero."""
     found = found_by(draw=lambda rng: 1 + rng.uniform(-1, 1, (GROUPS, 4000, 6)))
@@ -267,6 +277,9 @@ def test_findings_say_what_is_wrong():
     heavy = finding(draw=lambda rng: rng.standard_t(5, (GROUPS, 4000, 6)), outputs=4000)
     assert any("not Gaussian about zero" in text for text in heavy.warnings)
     assert "vacuous by the evidence" in heavy.sentence
+    assert not any("one answer" in text for text in heavy.warnings)
+    alike = finding(label=np.full((1, 6), 3))
+    assert any("All 6 examples are of one of the two classes" in text for text in alike.warnings)
 
 
 @pytest.mark.slow

@@ -163,6 +163,25 @@ def test_losses_are_taken_where_they_are_bounded():
     assert found["assumption_holds"][bounded] == Assumption.FAILS
     assert (found["sigma"] == SIGMA[0]).all()
     assert np.isnan(found["bound_by_level"][:, 1]).all()
+    # Which noises remain is known from the draws alone: the others keep their share.
+    high = bernoulli_kl_inverse(0.1, np.log(4 / 0.025) / 50)
+    np.testing.assert_allclose(found["empirical_high"], high)
+
+
+def test_errors_that_are_none():
+    bounded = ASSUMPTIONS.index(BOUNDED)
+    for value in (2.5, -0.1, np.inf):
+        error = inputs()["noise_error"].copy()
+        error[0, 0, :, 1, 0, 0] = value
+        found = found_by(noise_error=error)
+        assert found["assumption_holds"][bounded] == Assumption.FAILS
+        assert (found["sigma"] == SIGMA[0]).all()
+    # All wrong, by pieces: 1/49 is added 49 times, and so on; some sums exceed 1 by rounding.
+    error = inputs()["noise_error"].copy()
+    error[0, 0, :, 1] = np.nextafter(1.0, 2.0)
+    found = found_by(noise_error=error)
+    assert found["assumption_holds"][bounded] == Assumption.HOLDS
+    np.testing.assert_array_equal(found["bound_by_level"][2:4, 1], 1.0)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +191,8 @@ def test_losses_are_taken_where_they_are_bounded():
         ({"distance": np.array([np.nan])}, Status.NON_FINITE_INPUT),
         ({"noise_error": np.full((1, 2, 2, 2, 2, 1), 0.1)}, Status.TOO_FEW_SAMPLES),
         ({"noise_loss": np.full((1, 2, 2, 2, 2, 50), 0.3)}, Status.CONSTANT_INPUT),
+        ({"n_examples": np.asarray(-5)}, Status.TOO_FEW_SAMPLES),
+        ({"n_weights": np.asarray(0)}, Status.TOO_FEW_SAMPLES),
         ({"n_held_out": np.asarray(0)}, Status.OK),
         ({"distance": np.array([0.0])}, Status.OK),
     ],
@@ -369,7 +390,7 @@ def test_finding_and_figure(result):
     assert "0.1 in training, held-out 0.2" in found.sentence
     assert "not vacuous" in found.sentence
     assert any("weights at the start do not depend" in text for text in found.warnings)
-    assert any("Some trained layers have no noise" in text for text in found.warnings)
+    assert any("Some of what training changes" in text for text in found.warnings)
     assert any("Endless draws" in text for text in found.warnings)
     figure = ANALYSIS.plot({"run": result})
     assert figure.get_label().startswith("PAC-Bayes bounds")

@@ -302,12 +302,46 @@ def test_draws_do_not_repeat_and_can_be_repeated(data, net, cross_entropy, tmp_p
         (lambda p: torch.optim.SGD(p, lr=0.1, maximize=True), False),
         (lambda p: torch.optim.Adam(p), False),
     ],
+    ids=["sgd", "momentum", "decay", "ascent", "adam"],
 )
 def test_it_says_whether_a_step_is_the_gradient(optimizer, plain, path, group) -> None:
     net = Point(np.zeros(2))
     record(net, points(np.ones((4, 2))), path, quadratic(np.eye(2)), steps=0,
            optimizer=optimizer(net.parameters()))  # fmt: skip
     assert group("perturbed_loss").attrs["plain_sgd"] is plain
+
+
+@pytest.mark.parametrize(("rate", "plain"), [(0.1, True), (0.2, False)])
+def test_steps_of_two_rates_are_not_the_gradient(
+    rate, plain, net, data, cross_entropy, path, group
+):
+    """Layers of a rate of their own: the trace has that of the first."""
+    groups = [{"params": net[0].parameters()}, {"params": net[2].parameters(), "lr": rate}]
+    record(net, data, path, cross_entropy, steps=0, optimizer=torch.optim.SGD(groups, lr=0.1))
+    assert group("perturbed_loss").attrs["plain_sgd"] is plain
+
+
+def test_all_that_training_changes_moves_or_it_is_said(net, data, cross_entropy, tmp_path) -> None:
+    """Layers that the whole trace leaves out are trained too, and so are running statistics."""
+    normalized = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3))
+    frozen = copy.deepcopy(net)
+    frozen[0].requires_grad_(False)
+    cases = (
+        (net, None, True),
+        (net, "2.*", False),
+        (frozen, None, True),
+        (normalized, None, False),
+    )
+    for number, (model, layers, all_layers) in enumerate(cases):
+        path = tmp_path / f"{number}.zarr"
+        collector = PerturbedLoss(sigmas=(0.1,), draws=1, batches=2, batch_size=4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        options = {"collectors": [collector], "loss": cross_entropy, "data": data}
+        with attach(model, optimizer, path, layers=layers, **options):
+            pass
+        with tracelab.open(path) as trace:
+            attrs = trace.groups["perturbed_loss"].attrs
+        assert attrs["all_layers"] is all_layers, number
 
 
 @pytest.mark.parametrize("mode", ["eval", None])
