@@ -2,7 +2,7 @@
 
 ``python -m benchmarks bound_coverage``: logistic regression and a small network are trained on 100
 examples of a known law and recorded; what bounds say of the risk, or of the gap, is put beside what
-4,000 fresh examples say. A bound of probability 1 - delta may be crossed by a share delta of sets
+2,000 fresh examples say. A bound of probability 1 - delta may be crossed by a share delta of sets
 (the binomial law says how many of 200 that can be), a bound on an expectation not by the mean.
 """
 
@@ -23,10 +23,10 @@ import tracelab
 from tracelab.contracts import NETWORK
 from tracelab_collectors import PerturbedLoss, Statistics, Weights, misclassified
 
-SETS, EXAMPLES, FRESH, INPUTS = 200, 100, 4000, 5
+SETS, EXAMPLES, FRESH, INPUTS = 200, 100, 2000, 5
 STEPS, BATCH, RATE, ROWS = 120, 10, 0.2, (0, 5, 20, 60)
 # Chosen before any data are seen.
-SIGMAS, TOTAL, DRAWS = (0.2, 0.4, 0.8, 1.6), 0.8, 40
+SIGMAS, TOTAL, DRAWS = (0.2, 0.4, 0.8, 1.6), 0.8, 16
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "logistic regression": lambda: nn.Linear(INPUTS, 2),
     "network": lambda: nn.Sequential(nn.Linear(INPUTS, 8), nn.ReLU(), nn.Linear(8, 2)),
