@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 
 import tracelab
+from benchmarks.bounds import digits, loss
 from benchmarks.larger_than_memory import analyze
 from tracelab_collectors import (
     Complexity,
@@ -43,21 +43,6 @@ OF_A_RUN = (
     "one_point_convexity", "complexity",
 )  # fmt: skip
 OF_A_JOB = ("worker_drift", "byzantine", "training_noise")
-
-
-def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Return the mean cross-entropy."""
-    return nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def digits() -> tuple[torch.utils.data.TensorDataset, torch.utils.data.TensorDataset]:
-    """Return two thirds of the images, and the rest."""
-    images, labels = load_digits(return_X_y=True)
-    inputs, classes = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-    return (
-        torch.utils.data.TensorDataset(inputs[:1200], classes[:1200]),
-        torch.utils.data.TensorDataset(inputs[1200:], classes[1200:]),
-    )
 
 
 def network() -> nn.Module:

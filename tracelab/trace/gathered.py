@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import dask.array
 import numpy as np
 import xarray as xr
 from dask.base import tokenize
 
 from tracelab.errors import NotRecordedError, TraceError
 from tracelab.trace.inside import WORKERS
+from tracelab.trace.reading.lazy import TASK_BYTES, tasks
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import Array, IntArray
 
@@ -33,7 +33,6 @@ PREFIX = f"{WORKERS}/"
 
 SAMPLES = ("worker", "batch")
 MAX_WORKERS = 4096
-TASK_BYTES = 16 * 2**20
 # What ranks must agree on, or their numbers are not of one kind.
 _SHARED = ("kind", "batch_size", "sketches", "project")
 # Of tables, which say what coordinates and layers are: the same of every rank, and not by rows.
@@ -111,15 +110,8 @@ class Gathered:
                 size = tuple(slice(0, size) for size in stored.shape)
                 variables[key] = xr.Variable(stored.dims, stored[size], attributes)
             else:
-                lazy = dask.array.from_array(  # type: ignore[no-untyped-call]
-                    stored.source,
-                    chunks=_chunks(stored),
-                    name=f"{key}-{token}",
-                    fancy=False,
-                    lock=False,
-                    meta=np.empty((0,) * len(stored.shape), stored.dtype),
-                )
-                variables[key] = xr.Variable(stored.dims, lazy, attributes)
+                read = tasks(stored.source, _chunks(stored), f"{key}-{token}", fancy=False)
+                variables[key] = xr.Variable(stored.dims, read, attributes)
         labels = {key: variables.pop(key) for key in _LABELS if key in variables}
         if group.dimension == "worker":
             labels["worker"] = xr.Variable("worker", np.arange(group.count))

@@ -15,7 +15,7 @@ from dask.callbacks import Callback
 from tracelab.trace.reading.arrays import Readable
 from tracelab.typing import Array
 
-__all__ = ["lazy"]
+__all__ = ["TASK_BYTES", "lazy", "tasks"]
 
 TASK_BYTES = 16 * 2**20
 
@@ -32,17 +32,35 @@ def lazy(stored: Readable, document: Mapping[str, Any], name: str) -> Any:
     name : str
         Different for different content: Dask takes arrays of the same name for the same.
     """
-    made = dask.array.from_array(  # type: ignore[no-untyped-call]
-        stored,
-        chunks=chunks(document),
-        name=name,
-        lock=False,
-        meta=np.empty((0,) * stored.ndim, dtype=stored.dtype),
-    )
+    made = tasks(stored, chunks(document), name)
     if type(made) is not DaskArray:
         # Dask's newer arrays, on request: they have another constructor.
         return made
     return _part(made, stored, tuple(map(range, stored.shape)))
+
+
+def tasks(stored: Any, sizes: tuple[int, ...], name: str, *, fancy: bool = True) -> Any:
+    """Return a Dask array whose tasks read parts of so many elements.
+
+    Parameters
+    ----------
+    stored : object
+        Has a shape and a dtype; what its index gives is read.
+    sizes : tuple of int
+        Elements of a part, by dimension.
+    name : str
+        Different for different content.
+    fancy : bool
+        Whether it takes lists of positions as an index.
+    """
+    return dask.array.from_array(  # type: ignore[no-untyped-call]
+        stored,
+        chunks=sizes,
+        name=name,
+        fancy=fancy,
+        lock=False,
+        meta=np.empty((0,) * len(stored.shape), dtype=stored.dtype),
+    )
 
 
 def chunks(document: Mapping[str, Any]) -> tuple[int, ...]:
