@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import xarray as xr
 
 from tracelab.contracts import NETWORK, Variable
-from tracelab.typing import Array, Status
+from tracelab.typing import Array, FloatArray, Status
 
-__all__ = ["at_ends", "blank", "shown", "subject"]
+__all__ = ["at_ends", "at_layers", "blank", "layer_names", "shown", "subject"]
 
 
 def blank(outputs: Iterable[Variable], sizes: Mapping[str, int]) -> dict[str, Array]:
@@ -56,3 +56,24 @@ def subject(rows: xr.Dataset) -> str:
 def at_ends(rows: xr.Dataset, describe: Callable[[xr.Dataset], str]) -> list[str]:
     """Return what is said of the first row, and of the last if that is another one."""
     return [describe(rows.isel(step=place)) for place in dict.fromkeys((0, rows.sizes["step"] - 1))]
+
+
+def layer_names(results: Mapping[str, xr.Dataset]) -> list[str]:
+    """Return the layers of all results, in their order."""
+    return list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
+
+
+def at_layers(
+    results: Mapping[str, xr.Dataset],
+) -> Iterator[tuple[str, xr.Dataset, FloatArray, str]]:
+    """Yield, of each result by layer, its label, the rows whose status is OK, where and in what.
+
+    Places are those of the layers among `layer_names`, results a little beside each other; colors
+    are Matplotlib's.
+    """
+    names = layer_names(results)
+    for index, (label, result) in enumerate(results.items()):
+        good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
+        offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
+        place = np.array([names.index(str(x)) for x in good["layer"].values]) + offset
+        yield label, good, place, f"C{index}"

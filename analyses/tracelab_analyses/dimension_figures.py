@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from tracelab.typing import Status
+from tracelab.outcomes import at_layers, layer_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,18 +20,14 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     """Return both dimensions with their intervals and both bounds, by layer and trace."""
     from matplotlib.figure import Figure
 
-    layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
+    layers = layer_names(results)
     figure = Figure(figsize=(9, 1.8 + 0.4 * len(layers)), layout="constrained")
     figure.set_label(
         "Dimension of the last weights by tail index (circles; bars: the Gaussian control) and by "
         "persistent homology (squares), and the bounds they give, up to a constant, by layer."
     )
     left, right = figure.subplots(1, 2, sharey=True)
-    for index, (label, result) in enumerate(results.items()):
-        good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
-        offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
-        place = np.array([layers.index(str(x)) for x in good["layer"].values]) + offset
-        color = f"C{index}"
+    for label, good, place, color in at_layers(results):
         for shift, name, mark in ((-0.08, "alpha", "o"), (0.08, "ph_dimension", "s")):
             value = good[name].values
             error = [value - good[f"{name}_low"].values, good[f"{name}_high"].values - value]

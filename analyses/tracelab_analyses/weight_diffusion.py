@@ -23,7 +23,7 @@ from tracelab.contracts import (
     Reference,
     Variable,
 )
-from tracelab.outcomes import blank
+from tracelab.outcomes import at_layers, blank, layer_names
 from tracelab.stats import growth
 from tracelab.stats.growth_start import evenly, start_of_regime
 from tracelab.typing import Array, FloatArray, IntArray, Status
@@ -204,26 +204,23 @@ def plot(results: Mapping[str, xr.Dataset]) -> Figure:
     """Return the exponent of t and the weight of each law, by layer and trace."""
     from matplotlib.figure import Figure
 
-    layers = list(dict.fromkeys(str(x) for r in results.values() for x in r["layer"].values))
+    layers = layer_names(results)
     figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
     figure.set_label(
         "Exponent of the power law, and Akaike weight of log t (circles), the power of t (squares) "
         "and saturation (triangles), by layer."
     )
     left, right = figure.subplots(1, 2, sharey=True)
-    for index, (label, result) in enumerate(results.items()):
-        good = result.isel(layer=np.flatnonzero(result["status"].values == int(Status.OK)))
-        offset = (index - (len(results) - 1) / 2) * 0.8 / max(len(results), 4)
-        place = np.array([layers.index(str(x)) for x in good["layer"].values]) + offset
+    for label, good, place, color in at_layers(results):
         value = good["power_exponent"].values
         error = [
             value - good["power_exponent_low"].values,
             good["power_exponent_high"].values - value,
         ]
-        left.errorbar(value, place, xerr=error, fmt="o", ms=4, color=f"C{index}", label=label)
+        left.errorbar(value, place, xerr=error, fmt="o", ms=4, color=color, label=label)
         for law, mark in enumerate("os^"):
             weight = good["akaike_weight"].values[:, law]
-            right.plot(weight, place, mark, ms=4, color=f"C{index}")
+            right.plot(weight, place, mark, ms=4, color=color)
     left.set_yticks(range(len(layers)), layers, fontsize=8)
     left.invert_yaxis()
     left.set(xlabel="exponent ν of t", title="Distance ∝ $t^ν$")
