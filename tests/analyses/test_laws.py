@@ -37,6 +37,7 @@ from tracelab import cells, cutting, engine, memory, planning, registry
 from tracelab.contracts import NETWORK
 from tracelab.errors import UsageError
 from tracelab.noise import MODES
+from tracelab.reporting.numbers import headline, table
 from tracelab.typing import Status
 
 ANALYSES = registry.analyses()
@@ -282,5 +283,8 @@ def test_plot_and_finding_take_its_results(analysis, trace):
     result, _ = compute(analysis, trace)
     result.attrs["parameters"] = analysis.resolve({})
     assert analysis.finding(result).sentence.endswith(".")
+    told = table(result)
+    assert all(len(row) == len(told.header) for row in told.rows)
+    assert headline(result).values
     figure = analysis.plot({"one": result, "two": result})
     assert figure.axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 MAX_ROWS = 24
+MAX_COLUMNS = 4
 _MISSING = "–"
 
 
@@ -122,8 +124,11 @@ class Estimate:
 
     @property
     def labels(self) -> str:
-        """Return the labels of the further dims."""
-        return ", ".join(str(label) for label in self.selection.values())
+        """Return the labels of the further dims; a number with what it numbers."""
+        return ", ".join(
+            f"{dim} {label}" if isinstance(label, (int, float, np.number)) else str(label)
+            for dim, label in self.selection.items()
+        )
 
     @property
     def title(self) -> str:
@@ -164,13 +169,20 @@ def estimates(result: xr.Dataset) -> list[Estimate]:
 
 
 def _labelled(result: xr.Dataset, name: str) -> Iterator[Estimate]:
-    further = [str(dim) for dim in result[name].dims if dim not in ("step", "layer")]
-    shape = [result.sizes[dim] for dim in further]
-    for place in np.ndindex(*shape):
+    cell = result["status"].dims
+    further = [str(dim) for dim in result[name].dims if dim not in cell]
+    for place in itertools.product(*(_told(result, dim) for dim in further)):
         labels = {}
         for dim, index in zip(further, place, strict=True):
             labels[dim] = result[dim].values[index] if dim in result.coords else index
         yield Estimate(name, labels)
+
+
+def _told(result: xr.Dataset, dim: str) -> Sequence[int]:
+    """Return the places along a further dimension that have a column: of many numbers the last."""
+    size = result.sizes[dim]
+    named = dim in result.coords and result[dim].dtype.kind not in "iuf"
+    return range(size) if named or size <= MAX_COLUMNS else (size - 1,)
 
 
 def sample_sizes(result: xr.Dataset) -> list[str]:
