@@ -189,8 +189,9 @@ def disk_full_while_analysing(folder, trials, seed):
     """The trace fits and its results do not."""
     rng, found = random.Random(seed), Outcome()
     source = write_trace(folder / "source.zarr", steps=tuple(range(8)))
+    size = 2 * sum(512 * file.stat().st_blocks for file in source.rglob("*"))
     for trial in range(trials):
-        with small_disk(folder / f"disk-{trial}", 20_000_000) as disk:
+        with small_disk(folder / f"disk-{trial}", size) as disk:
             path = disk / "run.zarr"
             shutil.copytree(source, path)
             rows = sum(tracelab.open(path).rows.values())
