@@ -39,11 +39,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tracelab.stats.trajectory_information import (
+    THEORIES,
+    Information,
+    Steps,
+    information,
+    least_information,
+)
 from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["VIRTUAL", "Chosen", "Path", "Scales", "Spending", "best"]
+__all__ = ["VIRTUAL", "Chosen", "Path", "best", "spending"]
 
-VIRTUAL = ("neu", "minkowski", "wang_mao")
+VIRTUAL = THEORIES
 """Theories of noise that is added on paper."""
 
 
@@ -137,90 +144,30 @@ class Path:
         between: FloatArray = lefts + self.part * (rows[self.right] - lefts)
         return between
 
-    def summed(self, weights: FloatArray) -> FloatArray:
-        """Return what each row's value counts in a weighted sum over steps, shape (row,)."""
-        rows = len(self.variance)
-        counted = np.bincount(self.left, weights * (1 - self.part), rows)
-        return np.asarray(counted + np.bincount(self.right, weights * self.part, rows), np.float64)
 
-
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """Noise that is added on paper, at every step of a path.
+def spending(path: Path, schedule: int) -> Steps:
+    """Return noise of a total variance of 1, spent over the steps of a path.
 
     Parameters
     ----------
-    inverse : ndarray, shape (step,)
-        Squared learning rate over the variance added at the step.
-    variance : ndarray, shape (step,)
-        V.
-    sensitivity : ndarray, shape (step,)
-        The gradient's sensitivity to the noise added before.
-    before : ndarray, shape (step,)
-        Variance of that noise.
-    place : ndarray, shape (step,)
-        Where its standard deviation is among the levels.
+    path : Path
+        One step at least.
+    schedule : int
+        0 evenly, 1 in proportion to learning rate times the root of V.
     """
-
-    inverse: FloatArray
-    variance: FloatArray
-    sensitivity: FloatArray
-    before: FloatArray
-    place: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class Spending:
-    """How noise of a total variance of 1 is spent over the steps of a path.
-
-    Parameters
-    ----------
-    variance : ndarray, shape (step,)
-        V.
-    inverse : ndarray, shape (step,)
-        Squared learning rate over what is spent at the step.
-    before, log_before : ndarray, shape (step,)
-        What was spent before it, and half the logarithm of that.
-    sensitivity : ndarray, shape (row, level)
-        Sensitivity over sigma^2, estimated.
-    """
-
-    variance: FloatArray
-    inverse: FloatArray
-    before: FloatArray
-    log_before: FloatArray
-    sensitivity: FloatArray
-
-    @classmethod
-    def of(cls, path: Path, schedule: int) -> Spending:
-        """Return what is spent evenly (0), or in proportion to rate times root of V (1)."""
-        variance = path.between(path.variance)
-        share = np.full(len(variance), 1.0 / len(variance))
-        weights = path.rate * np.sqrt(variance)
-        if schedule == 1 and weights.sum() > 0:
-            share = weights / weights.sum()
-        before = np.maximum(np.cumsum(share) - share, 0.0)
-        # Nothing is spent before the first step, and where the rate is nothing.
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
-            half = 0.5 * np.log(before)
-        # Unbiased estimates can be below nothing.
-        mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
-        return cls(variance, inverse, before, half, mean)
-
-    def scales(self, path: Path, total: float) -> Scales:
-        """Return the noise of a total standard deviation."""
-        levels = np.arange(len(path.sigma))
-        place = np.interp(self.log_before + np.log(total), np.log(path.sigma), levels)
-        left, right = (_at(self.sensitivity, rows, place) for rows in (path.left, path.right))
-        before = total**2 * self.before
-        return Scales(
-            self.inverse / total**2,
-            self.variance,
-            before * (left + path.part * (right - left)),
-            before,
-            place,
-        )
+    variance = path.between(path.variance)
+    share = np.full(len(variance), 1.0 / len(variance))
+    weights = path.rate * np.sqrt(variance)
+    if schedule == 1 and weights.sum() > 0:
+        share = weights / weights.sum()
+    before = np.maximum(np.cumsum(share) - share, 0.0)
+    # Nothing is spent before the first step, and where the rate is nothing.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
+        half = 0.5 * np.log(before)
+    # Unbiased estimates can be below nothing.
+    mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
+    return Steps(inverse, variance, before, half, path.left, path.part, mean, np.log(path.sigma))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,71 +193,15 @@ class Chosen:
     sensitivity_only: float
 
 
-def _at(table: FloatArray, rows: IntArray, place: FloatArray) -> FloatArray:
-    """Return values of a table, shape (row, level, ...), between its levels."""
-    last = table.shape[1] - 1
-    flat = table.reshape(-1, *table.shape[2:])
-    low = place.astype(np.int64)
-    first = rows * (last + 1)
-    below = flat.take(first + low, axis=0)
-    above = flat.take(first + np.minimum(low + 1, last), axis=0)
-    part = (place - low).reshape(-1, *(1,) * (table.ndim - 2))
-    between: FloatArray = below + part * (above - below)
-    return between
-
-
-def information(
-    theory: str, noise: Scales, n_weights: int, constant: float, parts: str = "both"
-) -> float:
-    """Return the bound of the information in nats; `parts` leaves the variance or the other."""
-    variance = noise.variance if parts != "sensitivity" else np.zeros_like(noise.variance)
-    sensitivity = noise.sensitivity if parts != "variance" else np.zeros_like(noise.variance)
-    with np.errstate(invalid="ignore"):
-        if theory == "neu":
-            return float(constant / 2 * np.sum(noise.inverse * (variance + sensitivity)))
-        power = variance
-        if theory == "minkowski":
-            power = (np.sqrt(variance) + np.sqrt(sensitivity)) ** 2
-        return float(n_weights / 2 * np.sum(np.log1p(noise.inverse * power / n_weights)))
-
-
-def _slopes(
-    theory: str, noise: Scales, n_weights: int, constant: float
-) -> tuple[FloatArray, FloatArray]:
-    """Return the derivatives of the information by each step's variance and sensitivity."""
-    variance, sensitivity = noise.variance, noise.sensitivity
-    if theory == "neu":
-        half = constant / 2 * noise.inverse
-        return half, half
-    if theory == "wang_mao":
-        return 0.5 * noise.inverse / (1 + noise.inverse * variance / n_weights), 0 * variance
-    power = (np.sqrt(variance) + np.sqrt(sensitivity)) ** 2
-    outer = 0.5 * noise.inverse / (1 + noise.inverse * power / n_weights)
-    # Where one is nothing, it has no error that is known to first order.
-    both = (variance > 0) & (sensitivity > 0)
-    ratio = np.sqrt(sensitivity / np.where(both, variance, np.inf))
-    inverse = np.sqrt(variance / np.where(both, sensitivity, np.inf))
-    return outer * (1 + ratio), outer * (1 + inverse)
-
-
-def _error(theory: str, path: Path, noise: Scales, n_weights: int, constant: float) -> float:
+def _error(path: Path, found: Information) -> float:
     """Return the standard error of the information, to first order in V and the sensitivity.
 
     Minibatches and draws of different rows are independent; those of a row are common to levels.
     """
-    by_variance, by_sensitivity = _slopes(theory, noise, n_weights, constant)
-    squares = np.sum((path.summed(by_variance) * path.variance_se) ** 2)
-    if theory != "wang_mao":
-        draws = path.sensitivity.shape[-1]
-        weights = by_sensitivity * noise.before
-        sums = np.zeros((len(path.variance), draws))
-        for rows, part in ((path.left, 1 - path.part), (path.right, path.part)):
-            values = _at(path.sensitivity, rows, noise.place)
-            for draw in range(draws):
-                counted = weights * part * values[:, draw]
-                sums[:, draw] += np.bincount(rows, counted, len(sums))
-        squares += np.sum(sums.var(axis=-1, ddof=1)) / draws
-    return float(np.sqrt(squares))
+    draws = path.sensitivity.shape[-1]
+    sums = np.einsum("rl,rld->rd", found.by_sensitivity, path.sensitivity)
+    squares = np.sum((found.by_variance * path.variance_se) ** 2)
+    return float(np.sqrt(squares + np.sum(sums.var(axis=-1, ddof=1)) / draws))
 
 
 def best(
@@ -347,26 +238,24 @@ def best(
     dict of str to Chosen
         By theory; without those for which no choice is finite.
     """
-    least = dict.fromkeys(VIRTUAL, np.inf)
-    choice: dict[str, tuple[int, int]] = {}
-    spendings = {schedule: Spending.of(path, schedule) for schedule in schedules}
-    for schedule, spending in spendings.items():
-        for level in levels.tolist():
-            noise = spending.scales(path, float(path.sigma[level]))
-            for theory in VIRTUAL:
-                found = information(theory, noise, n_weights, constant)
-                total = np.sqrt(scale * found) + flatness[level]
-                if total < least[theory]:
-                    least[theory], choice[theory] = total, (level, schedule)
+    spendings = {schedule: spending(path, schedule) for schedule in schedules}
+    sums = np.stack([
+        least_information(each, path.sigma[levels], n_weights=n_weights, constant=constant)
+        for each in spendings.values()
+    ])  # fmt: skip
+    totals = np.sqrt(scale * sums) + flatness[levels]
     chosen = {}
-    for theory, (level, schedule) in choice.items():
-        noise = spendings[schedule].scales(path, float(path.sigma[level]))
+    for theory, total in zip(VIRTUAL, totals.transpose(1, 0, 2), strict=True):
+        if not np.isfinite(total).any():
+            continue
+        place = np.unravel_index(np.nanargmin(total), total.shape)
+        schedule, level = schedules[place[0]], int(levels[place[1]])
+        found = information(
+            spendings[schedule], theory, float(path.sigma[level]),
+            n_weights=n_weights, constant=constant,
+        )  # fmt: skip
         chosen[theory] = Chosen(
-            level,
-            schedule,
-            information(theory, noise, n_weights, constant),
-            _error(theory, path, noise, n_weights, constant),
-            information(theory, noise, n_weights, constant, "variance"),
-            information(theory, noise, n_weights, constant, "sensitivity"),
-        )
+            level, schedule, found.nats, _error(path, found),
+            found.variance_only, found.sensitivity_only,
+        )  # fmt: skip
     return chosen

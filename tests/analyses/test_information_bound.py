@@ -10,7 +10,7 @@ from scipy import interpolate
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, NEEDS, THEORIES
 from tracelab_analyses.information_bound import ANALYSIS, information_bound
-from tracelab_analyses.information_theories import Path, Spending
+from tracelab_analyses.information_theories import Path, spending
 
 SIGMA = np.array([0.03, 0.1, 0.3, 1.0])
 BATCHES, DRAWS = 8, 3
@@ -186,7 +186,7 @@ def test_no_other_schedule_has_less_variance(seed):
         np.arange(steps), rate, np.arange(steps), SIGMA, np.repeat(variance[:, None], 2, 1),
         np.zeros((steps, SIGMA.size, 2)),
     )  # fmt: skip
-    best = np.sum(Spending.of(path, 1).scales(path, 0.3).inverse * variance)
+    best = np.sum(spending(path, 1).inverse * variance) / 0.3**2
     share = rng.dirichlet(np.full(steps, 5.0))
     assert best <= np.sum(rate**2 * variance / (0.09 * share)) * (1 + 1e-12)
     assert best == pytest.approx(np.sum(rate * np.sqrt(variance)) ** 2 / 0.09, rel=1e-12)

@@ -20,6 +20,7 @@ from tracelab.stats import (
     resampling,
     stable,
     tails,
+    trajectory_information,
 )
 
 rng = np.random.default_rng(0)
@@ -64,3 +65,7 @@ panel_dependence.panel_dependence(x)
 for dim in (1, 2):
     levy.exit_times(1.7, replicas=2, dim=dim)
 descent.exit_steps([0.5], 1.0, descent.GaussianNoise([[1.0]]), replicas=2)
+one, none = np.ones(2), np.zeros(2, np.int64)
+steps = trajectory_information.Steps(one, one, one, one, none, one, np.ones((1, 2)), np.arange(2.0))
+trajectory_information.least_information(steps, np.ones(1), n_weights=1, constant=2.0)
+trajectory_information.information(steps, "minkowski", 1.0, n_weights=1, constant=2.0)
