@@ -2,8 +2,9 @@
 
 ``python -m benchmarks trajectories [--steps 10000]``: a network of 25 linear layers is trained on
 handwritten digits and recorded, and a job of four workers is simulated; every analysis of bounds,
-trajectories and workers then runs in a process of its own (``tracelab analyze``). The traces are
-deleted.
+trajectories and workers then runs in a process of its own (``tracelab analyze``). What bounds that
+choose noise for every row take, over what reading their inputs takes, is measured in one process.
+The traces are deleted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from torch import nn
 import tracelab
 from benchmarks.bounds import digits, loss
 from benchmarks.larger_than_memory import analyze
+from tracelab import cells, loading, planning, registry
 from tracelab_collectors import (
     Complexity,
     PerturbedLoss,
@@ -42,6 +45,7 @@ OF_A_RUN = (
     "information_bound", "pac_bayes", "marginal_likelihood", "dimension_bound", "weight_diffusion",
     "one_point_convexity", "complexity",
 )  # fmt: skip
+OPTIMISED, REPEATS, GOAL_RATIO = ("information_bound", "pac_bayes"), 9, 3
 OF_A_JOB = ("worker_drift", "byzantine", "training_noise")
 
 
@@ -111,6 +115,24 @@ def simulate(path: Path, steps: int) -> None:
                           projected=gradient)  # fmt: skip
 
 
+def optimisation(path: Path, name: str) -> tuple[float, float]:
+    """Return the seconds of reading an analysis' inputs, and of all its work: medians."""
+    analysis = registry.analysis(name)
+    seconds: tuple[list[float], list[float]] = [], []
+    for _ in range(REPEATS):
+        trace = tracelab.open(path)
+        plan = planning.plan(analysis, trace, analysis.resolve({}))
+        started = time.perf_counter()
+        consumed = list(loading.load(plan, plan.whole, trace))
+        seconds[0].append(time.perf_counter() - started)
+        del consumed
+        trace = tracelab.open(path)
+        started = time.perf_counter()
+        cells.run((trace, plan), plan.whole)
+        seconds[1].append(time.perf_counter() - started)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
 def gigabytes(path: Path) -> float:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e9
 
@@ -130,8 +152,12 @@ def measured(folder: Path, steps: int) -> Iterator[tuple[str, str, str, str]]:
     for path, names in ((run, OF_A_RUN), (averages, ("averaging",)), (job, OF_A_JOB)):
         for name in names:
             seconds, peak, found = analyze(path, "2GiB", "-a", name)
-            cells = f"{int(str(found['cells'])):,} ({found['failed_cells']} failed)"
-            yield name, f"{seconds:.1f} s", f"{peak / 1e9:.2f} GB", cells
+            count = f"{int(str(found['cells'])):,} ({found['failed_cells']} failed)"
+            yield name, f"{seconds:.1f} s", f"{peak / 1e9:.2f} GB", count
+    for name in OPTIMISED:
+        reading, whole = optimisation(run, name)
+        label = f"{name}: all its work over reading its inputs [{GOAL_RATIO}]"
+        yield label, f"{whole:.3f} over {reading:.3f} s: {whole / reading:.1f}", "", ""
 
 
 def main() -> None:
@@ -147,8 +173,8 @@ def main() -> None:
             f"Goal: every analysis in {GOAL_SECONDS} s and {GOAL_GIGABYTES} GB, process and "
             "imports included.\n\n| what | took | peak | cells |\n|---|---|---|---|", flush=True,
         )  # fmt: skip
-        for cells in measured(folder, options.steps):
-            print(f"| {' | '.join(cells)} |", flush=True)
+        for row in measured(folder, options.steps):
+            print(f"| {' | '.join(row)} |", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
