@@ -6,6 +6,7 @@ does not where it exceeds the range of what it bounds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from scipy import stats
 
 from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
 from tracelab.outcomes import blank
+from tracelab.stats.trajectory_information import Steps
 from tracelab.typing import Array, Assumption, FloatArray, IntArray, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, THEORIES, assumed
 from tracelab_analyses.information_figures import finding, plot
-from tracelab_analyses.information_theories import VIRTUAL, Path, best
+from tracelab_analyses.information_theories import VIRTUAL, Path, best, spending
 
 MIN_BATCHES, MIN_DRAWS = 8, 2
 # By so much, in parts, can a mean by pieces exceed the largest of its values.
@@ -151,15 +153,20 @@ def information_bound(
     changes = changes[:, 1] - changes[:, 0]
     flatness = np.abs(changes.mean(axis=-1))
     flatness_se = changes.std(axis=-1, ddof=1) / np.sqrt(noisy.shape[-1])
+    levels = np.arange(sigma.shape[1])
+    schedules: tuple[int, ...] = (0, 1)
+    if sigma_total is not None:
+        levels, schedules = np.abs(sigma[0] - sigma_total).argmin(keepdims=True), (0,)
+    ways = {schedule: spending(path, schedule) for schedule in schedules}
     for row, count in enumerate(counts):
         found = _virtual(
-            path.until(count), flatness[row], flatness_se[row], sigma_total,
+            path, ways, count, flatness[row], flatness_se[row], levels,
             n_weights=n_weights, scale=span**2 / 2 / n_data, constant=constant,
         )  # fmt: skip
         if injected_noise is not None:
             found |= _injected(
                 learning_rate[:count], injected_noise[:count], max_gradient_norm[: row + 1].max(),
-                path.until(count).between(example_variance), span, n_data,
+                path.between(example_variance)[:count], span, n_data,
             )  # fmt: skip
         for theory, values in found.items():
             for name, value in values.items():
@@ -222,25 +229,23 @@ def _bounded(
 
 def _virtual(
     path: Path,
+    ways: Mapping[int, Steps],
+    count: int,
     flatness: FloatArray,
     flatness_se: FloatArray,
-    total: float | None,
+    levels: IntArray,
     *,
     n_weights: int,
     scale: float,
     constant: float,
 ) -> dict[str, dict[str, float]]:
-    """Return what theories of noise on paper say of the weights behind a path."""
-    if not len(path.rate):
+    """Return what theories of noise on paper say of the weights behind some steps."""
+    if not count:
         # Weights at the start know nothing of the data.
         terms = ("trajectory_term", "trajectory_term_se", "flatness_term", "flatness_term_se")
         return {theory: dict.fromkeys((*terms, "sigma"), 0.0) for theory in VIRTUAL}
-    levels = np.arange(len(path.sigma))
-    schedules: tuple[int, ...] = (0, 1)
-    if total is not None:
-        levels, schedules = np.abs(path.sigma - total).argmin(keepdims=True), (0,)
     chosen = best(
-        path, flatness, levels, schedules, n_weights=n_weights, scale=scale, constant=constant
+        path, ways, count, flatness, levels, n_weights=n_weights, scale=scale, constant=constant
     )
     found = {}
     for theory, each in chosen.items():

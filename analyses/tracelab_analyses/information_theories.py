@@ -35,6 +35,7 @@ Of all :math:`\sigma_t` with the same :math:`\sigma_{1:T}`,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +45,7 @@ from tracelab.stats.trajectory_information import (
     Information,
     Steps,
     information,
-    least_information,
+    least,
 )
 from tracelab.typing import FloatArray, IntArray
 
@@ -130,14 +131,6 @@ class Path:
             part,
         )
 
-    def until(self, count: int) -> Path:
-        """Return the same of the first steps."""
-        cut = slice(count)
-        return Path(
-            self.rate[cut], self.sigma, self.variance, self.variance_se, self.sensitivity,
-            self.left[cut], self.right[cut], self.part[cut],
-        )  # fmt: skip
-
     def between(self, rows: FloatArray) -> FloatArray:
         """Return values of rows, shape (row,), at every step."""
         lefts = rows[self.left]
@@ -146,7 +139,7 @@ class Path:
 
 
 def spending(path: Path, schedule: int) -> Steps:
-    """Return noise of a total variance of 1, spent over the steps of a path.
+    """Return in which proportion noise is spent over the steps of a path.
 
     Parameters
     ----------
@@ -156,18 +149,18 @@ def spending(path: Path, schedule: int) -> Steps:
         0 evenly, 1 in proportion to learning rate times the root of V.
     """
     variance = path.between(path.variance)
-    share = np.full(len(variance), 1.0 / len(variance))
-    weights = path.rate * np.sqrt(variance)
-    if schedule == 1 and weights.sum() > 0:
-        share = weights / weights.sum()
-    before = np.maximum(np.cumsum(share) - share, 0.0)
+    share = path.rate * np.sqrt(variance) if schedule == 1 else np.ones(len(variance))
+    through = np.cumsum(share)
+    before = np.concatenate([[0.0], through])[:-1]
     # Nothing is spent before the first step, and where the rate is nothing.
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
         half = 0.5 * np.log(before)
     # Unbiased estimates can be below nothing.
     mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
-    return Steps(inverse, variance, before, half, path.left, path.part, mean, np.log(path.sigma))
+    return Steps(
+        inverse, variance, before, half, through, path.left, path.part, mean, np.log(path.sigma)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +199,10 @@ def _error(path: Path, found: Information) -> float:
 
 def best(
     path: Path,
+    ways: Mapping[int, Steps],
+    count: int,
     flatness: FloatArray,
     levels: IntArray,
-    schedules: tuple[int, ...],
     *,
     n_weights: int,
     scale: float,
@@ -219,13 +213,15 @@ def best(
     Parameters
     ----------
     path : Path
-        Up to the step of which weights a bound is wanted; one step at least.
+        The whole run.
+    ways : mapping of int to Steps
+        How noise may be spent, by schedule; see `spending`.
+    count : int
+        How many of its steps led to the weights of which a bound is wanted; one at least.
     flatness : ndarray, shape (level,)
         The other term, by total standard deviation.
     levels : ndarray of int
         Which of these to choose from.
-    schedules : tuple of int
-        How to spend them, likewise.
     n_weights : int
         Number of weights that move.
     scale : float
@@ -238,20 +234,17 @@ def best(
     dict of str to Chosen
         By theory; without those for which no choice is finite.
     """
-    spendings = {schedule: spending(path, schedule) for schedule in schedules}
-    sums = np.stack([
-        least_information(each, path.sigma[levels], n_weights=n_weights, constant=constant)
-        for each in spendings.values()
-    ])  # fmt: skip
-    totals = np.sqrt(scale * sums) + flatness[levels]
+    places = least(
+        tuple(ways.values()), count, path.sigma[levels], flatness[levels],
+        n_weights=n_weights, scale=scale, constant=constant,
+    )  # fmt: skip
     chosen = {}
-    for theory, total in zip(VIRTUAL, totals.transpose(1, 0, 2), strict=True):
-        if not np.isfinite(total).any():
+    for theory, place in zip(VIRTUAL, places, strict=True):
+        if place is None:
             continue
-        place = np.unravel_index(np.nanargmin(total), total.shape)
-        schedule, level = schedules[place[0]], int(levels[place[1]])
+        schedule, level = list(ways)[place[0]], int(levels[place[1]])
         found = information(
-            spendings[schedule], theory, float(path.sigma[level]),
+            ways[schedule], count, theory, float(path.sigma[level]),
             n_weights=n_weights, constant=constant,
         )  # fmt: skip
         chosen[theory] = Chosen(

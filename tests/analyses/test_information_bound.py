@@ -186,7 +186,8 @@ def test_no_other_schedule_has_less_variance(seed):
         np.arange(steps), rate, np.arange(steps), SIGMA, np.repeat(variance[:, None], 2, 1),
         np.zeros((steps, SIGMA.size, 2)),
     )  # fmt: skip
-    best = np.sum(spending(path, 1).inverse * variance) / 0.3**2
+    spent = spending(path, 1)
+    best = np.sum(spent.inverse * variance) * spent.through[-1] / 0.3**2
     share = rng.dirichlet(np.full(steps, 5.0))
     assert best <= np.sum(rate**2 * variance / (0.09 * share)) * (1 + 1e-12)
     assert best == pytest.approx(np.sum(rate * np.sqrt(variance)) ** 2 / 0.09, rel=1e-12)

@@ -65,7 +65,9 @@ panel_dependence.panel_dependence(x)
 for dim in (1, 2):
     levy.exit_times(1.7, replicas=2, dim=dim)
 descent.exit_steps([0.5], 1.0, descent.GaussianNoise([[1.0]]), replicas=2)
-one, none = np.ones(2), np.zeros(2, np.int64)
-steps = trajectory_information.Steps(one, one, one, one, none, one, np.ones((1, 2)), np.arange(2.0))
-trajectory_information.least_information(steps, np.ones(1), n_weights=1, constant=2.0)
-trajectory_information.information(steps, "minkowski", 1.0, n_weights=1, constant=2.0)
+one, none, table = np.ones(2), np.zeros(2, np.int64), np.ones((1, 2))
+steps = trajectory_information.Steps(one, one, one, one, one, none, one, table, np.arange(2.0))
+trajectory_information.least(
+    [steps], 2, np.ones(1), np.ones(1), n_weights=1, scale=1.0, constant=2.0
+)
+trajectory_information.information(steps, 2, "minkowski", 1.0, n_weights=1, constant=2.0)

@@ -11,11 +11,15 @@ lets through at most, with :math:`a_t = \eta_t^2 / \sigma_t^2`, the gradient's v
 which `tracelab_analyses.information_theories` derives. :math:`\Gamma_t` comes from a table: on a
 line in the step between two rows, and over :math:`\sigma^2` on a line in :math:`\log \sigma`
 between two of the levels at which it was measured.
+
+Sums of 1 + x are kept as products less 1, which are as exact for small x as for large, and cost no
+logarithm a step. A search stops adding up what already exceeds the least: it finds the same least.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,27 +28,32 @@ import numpy as np
 
 from tracelab.typing import FloatArray, IntArray
 
-__all__ = ["THEORIES", "Information", "Steps", "information", "least_information"]
+__all__ = ["THEORIES", "Information", "Steps", "information", "least"]
 
 THEORIES = ("neu", "minkowski", "wang_mao")
 """In the order of every array here."""
 
-_NEU, _MINKOWSKI, _ = range(len(THEORIES))
+_NEU, _MINKOWSKI, _WANG_MAO = range(len(THEORIES))
 # Products are turned into logarithms before they overflow.
 _LARGE = 1e50
+# Steps between two looks at whether a sum can still become the least.
+_LOOK = 64
 
 
 class Steps(NamedTuple):
-    r"""A path, and how noise of a total variance of 1 is spent over its steps.
+    r"""A path, and in which proportion noise is spent over its steps.
 
     Parameters
     ----------
     inverse : ndarray, shape (step,)
-        Squared learning rate over what is spent at the step.
+        Squared learning rate over the step's share of the noise's variance.
     variance : ndarray, shape (step,)
         V, unit ``(loss/weight)^2``.
     before, log_before : ndarray, shape (step,)
-        What was spent before the step, never falling, and half the logarithm of that.
+        Sum of the shares before the step, and half the logarithm of that.
+    through : ndarray, shape (step,)
+        The same with the step's own share: noise of a total variance is spent over the first
+        n steps in units of it over ``through[n - 1]``.
     left : ndarray of int, shape (step,)
         The row at or before each step.
     part : ndarray, shape (step,)
@@ -59,6 +68,7 @@ class Steps(NamedTuple):
     variance: FloatArray
     before: FloatArray
     log_before: FloatArray
+    through: FloatArray
     left: IntArray
     part: FloatArray
     sensitivity: FloatArray
@@ -88,41 +98,60 @@ class Information:
     by_sensitivity: FloatArray
 
 
-def least_information(
-    steps: Steps, totals: FloatArray, *, n_weights: int, constant: float
-) -> FloatArray:
-    """Return the sums at several totals of the noise.
+def least(
+    ways: Sequence[Steps],
+    count: int,
+    totals: FloatArray,
+    extra: FloatArray,
+    *,
+    n_weights: int,
+    scale: float,
+    constant: float,
+) -> tuple[tuple[int, int] | None, ...]:
+    r"""Return for each theory where :math:`\sqrt{s I} + e` is least, I being its sum.
 
     Parameters
     ----------
-    steps : Steps
-        The path.
+    ways : sequence of Steps
+        The path with noise spent in several ways.
+    count : int
+        How many of its first steps to sum over.
     totals : ndarray, shape (total,)
-        Standard deviations of all noise together, positive.
+        Standard deviations of all noise of these steps together, positive.
+    extra : ndarray, shape (total,)
+        e, by total; what is NaN is not the least.
     n_weights : int
         d.
+    scale : float
+        s.
     constant : float
         c of ``neu``.
 
     Returns
     -------
-    ndarray, shape (theory, total)
-        In nats; NaN where nothing is spent on a step that tells something.
+    tuple of (int, int) or None
+        Way and total by theory, the first of equals; None where nothing is finite.
     """
-    found = np.empty((len(THEORIES), len(totals)))
-    _sums(steps, np.asarray(totals, np.float64), n_weights, constant, found)
-    return found
+    best = np.full(len(THEORIES), np.inf)
+    chosen = np.full((len(THEORIES), 2), -1)
+    for way, steps in enumerate(ways):
+        if steps.through[count - 1] > 0:
+            _search(steps, count, totals, extra, n_weights, scale, constant, way, best, chosen)
+    return tuple(
+        (int(way), int(total)) if np.isfinite(value) else None
+        for value, (way, total) in zip(best, chosen, strict=True)
+    )
 
 
 def information(
-    steps: Steps, theory: str, total: float, *, n_weights: int, constant: float
+    steps: Steps, count: int, theory: str, total: float, *, n_weights: int, constant: float
 ) -> Information:
     """Return the sum of one theory at one total of the noise, with its parts and derivatives.
 
     Parameters
     ----------
-    steps : Steps
-        The path.
+    steps, count
+        As for `least`, of one way.
     theory : {"neu", "minkowski", "wang_mao"}
         Which sum.
     total : float
@@ -141,73 +170,102 @@ def information(
     by_variance = np.zeros(len(steps.sensitivity))
     by_sensitivity = np.zeros(steps.sensitivity.shape)
     nats = _derivatives(
-        steps, float(total), THEORIES.index(theory), n_weights, constant,
+        steps, count, float(total), THEORIES.index(theory), n_weights, constant,
         by_variance, by_sensitivity,
     )  # fmt: skip
     return Information(*nats, by_variance, by_sensitivity)
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _place(log_sigma: FloatArray, value: float, low: int) -> tuple[int, float]:
-    """Return the level at or below a value, sought from `low` upwards, and how far it is on."""
+def _place(
+    log_sigma: FloatArray, slopes: FloatArray, value: float, low: int
+) -> tuple[int, int, float]:
+    """Return the levels around a value, sought from `low` upwards, and how far it is between."""
     last = log_sigma.size - 1
     while low < last - 1 and value >= log_sigma[low + 1]:
         low += 1
     if last == 0 or value <= log_sigma[low]:
-        return low, 0.0
-    if value >= log_sigma[low + 1]:
-        return low, 1.0
-    return low, (value - log_sigma[low]) / (log_sigma[low + 1] - log_sigma[low])
+        return low, min(low + 1, last), 0.0
+    return low, low + 1, min(1.0, (value - log_sigma[low]) * slopes[low])
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def _sums(
+def _between(
+    table: FloatArray, row: int, following: int, part: float, low: int, up: int, far: float
+) -> float:
+    """Return a table's value between two rows and two levels."""
+    first, second = table[row, low], table[following, low]
+    first += far * (table[row, up] - first)
+    second += far * (table[following, up] - second)
+    found: float = first + part * (second - first)
+    return found
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _search(
     steps: Steps,
+    count: int,
     totals: FloatArray,
+    extra: FloatArray,
     n_weights: int,
+    scale: float,
     constant: float,
-    found: FloatArray,
+    way: int,
+    best: FloatArray,
+    chosen: IntArray,
 ) -> None:
-    inverse, variance, before, log_before, left, part, sensitivity, log_sigma = steps
-    rows, high = sensitivity.shape[0] - 1, sensitivity.shape[1] - 1
-    root = np.sqrt(variance)
-    for k in range(totals.size):
-        square, log_total = totals[k] ** 2, math.log(totals[k])
-        linear = 0.0
-        # Of 1 + x a product less 1, which is as exact for small x as for large.
-        both, alone = 0.0, 0.0
+    inverse, variance, before, log_before, through, left, part, sensitivity, log_sigma = steps
+    slopes, rows = 1.0 / np.diff(log_sigma), sensitivity.shape[0] - 1
+    per_weight, half = 1.0 / n_weights, n_weights / 2
+    # From the middle outwards: a good one early ends the others early.
+    order = np.argsort(np.abs(np.arange(totals.size) - totals.size // 2))
+    found = np.empty(len(best))
+    for k in order:
+        unit = totals[k] ** 2 / through[count - 1]
+        per_unit, log_total = 1.0 / unit, 0.5 * math.log(unit)
+        linear, both, alone = 0.0, 0.0, 0.0
         log_both, log_alone = 0.0, 0.0
-        low = 0
-        for t in range(inverse.size):
-            low, far = _place(log_sigma, log_before[t] + log_total, low)
-            up = min(low + 1, high)
-            row = left[t]
-            following = min(row + 1, rows)
-            first = sensitivity[row, low]
-            first += far * (sensitivity[row, up] - first)
-            second = sensitivity[following, low]
-            second += far * (sensitivity[following, up] - second)
-            change = square * before[t] * (first + part[t] * (second - first))
-            ratio = inverse[t] / square
-            linear += ratio * (variance[t] + change)
-            x = ratio * (root[t] + math.sqrt(change)) ** 2 / n_weights
-            both += x + both * x
-            if both > _LARGE:
-                log_both += math.log1p(both)
-                both = 0.0
-            x = ratio * variance[t] / n_weights
-            alone += x + alone * x
-            if alone > _LARGE:
-                log_alone += math.log1p(alone)
-                alone = 0.0
-        found[0, k] = constant / 2 * linear
-        found[1, k] = n_weights / 2 * (log_both + math.log1p(both))
-        found[2, k] = n_weights / 2 * (log_alone + math.log1p(alone))
+        low, t, lost = 0, 0, False
+        while t < count and not lost:
+            stop = min(count, t + _LOOK)
+            while t < stop:
+                low, up, far = _place(log_sigma, slopes, log_before[t] + log_total, low)
+                row = left[t]
+                change = _between(sensitivity, row, min(row + 1, rows), part[t], low, up, far)
+                change *= unit * before[t]
+                ratio, v = per_unit * inverse[t], variance[t]
+                linear += ratio * (v + change)
+                ratio *= per_weight
+                x = ratio * (v + change + 2.0 * math.sqrt(v * change))
+                both += x + both * x
+                x = ratio * v
+                alone += x + alone * x
+                if both > _LARGE:
+                    log_both += math.log1p(both)
+                    both = 0.0
+                    log_alone += math.log1p(alone)
+                    alone = 0.0
+                t += 1
+            found[_NEU] = constant / 2 * linear
+            found[_MINKOWSKI] = half * (log_both + math.log1p(both))
+            found[_WANG_MAO] = half * (log_alone + math.log1p(alone))
+            lost = True
+            for theory in range(found.size):
+                lost &= not math.sqrt(scale * found[theory]) + extra[k] <= best[theory]
+        if lost:
+            continue
+        for theory in range(found.size):
+            value = math.sqrt(scale * found[theory]) + extra[k]
+            equal = value == best[theory] and chosen[theory, 0] == way and k < chosen[theory, 1]
+            if value < best[theory] or equal:
+                best[theory] = value
+                chosen[theory, 0], chosen[theory, 1] = way, k
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
 def _derivatives(
     steps: Steps,
+    count: int,
     total: float,
     theory: int,
     n_weights: int,
@@ -215,44 +273,46 @@ def _derivatives(
     by_variance: FloatArray,
     by_sensitivity: FloatArray,
 ) -> tuple[float, float, float]:
-    inverse, variance, before, log_before, left, part, sensitivity, log_sigma = steps
-    rows, high = sensitivity.shape[0] - 1, sensitivity.shape[1] - 1
-    square, log_total = total**2, math.log(total)
-    nats, of_variance, of_sensitivity = 0.0, 0.0, 0.0
+    inverse, variance, before, log_before, through, left, part, sensitivity, log_sigma = steps
+    slopes, rows = 1.0 / np.diff(log_sigma), sensitivity.shape[0] - 1
+    unit = total**2 / through[count - 1]
+    log_total = 0.5 * math.log(unit)
+    # Of both together, the variance, the sensitivity.
+    products, sums = np.zeros(3), np.zeros(3)
     low = 0
-    for t in range(inverse.size):
-        low, far = _place(log_sigma, log_before[t] + log_total, low)
-        up = min(low + 1, high)
+    for t in range(count):
+        low, up, far = _place(log_sigma, slopes, log_before[t] + log_total, low)
         row = left[t]
         following = min(row + 1, rows)
-        spent = square * before[t]
-        first = sensitivity[row, low]
-        first += far * (sensitivity[row, up] - first)
-        second = sensitivity[following, low]
-        second += far * (sensitivity[following, up] - second)
-        change = spent * (first + part[t] * (second - first))
-        ratio, v = inverse[t] / square, variance[t]
+        spent = unit * before[t]
+        change = spent * _between(sensitivity, row, following, part[t], low, up, far)
+        ratio, v = inverse[t] / unit, variance[t]
         if theory == _NEU:
             slope = slope_of_change = constant / 2 * ratio
-            nats += slope * (v + change)
-            of_variance += slope * v
-            of_sensitivity += slope * change
+            sums[0] += slope * (v + change)
+            sums[1] += slope * v
+            sums[2] += slope * change
         else:
-            power = v
-            if theory == _MINKOWSKI:
-                power = (math.sqrt(v) + math.sqrt(change)) ** 2
-                of_sensitivity += n_weights / 2 * math.log1p(ratio * change / n_weights)
-            nats += n_weights / 2 * math.log1p(ratio * power / n_weights)
-            of_variance += n_weights / 2 * math.log1p(ratio * v / n_weights)
-            slope = 0.5 * ratio / (1 + ratio * power / n_weights)
+            if theory == _WANG_MAO:
+                change = 0.0
+            cross = math.sqrt(v * change)
+            for number, power in enumerate((v + change + 2.0 * cross, v, change)):
+                x = ratio * power / n_weights
+                products[number] += x + products[number] * x
+            if products[0] > _LARGE:
+                for number in range(3):
+                    sums[number] += n_weights / 2 * math.log1p(products[number])
+                    products[number] = 0.0
+            slope = 0.5 * ratio / (1 + ratio * (v + change + 2.0 * cross) / n_weights)
             slope_of_change = slope if theory == _MINKOWSKI else 0.0
-            if theory == _MINKOWSKI and v > 0 and change > 0:
-                root = math.sqrt(change / v)
-                slope, slope_of_change = slope * (1 + root), slope * (1 + 1 / root)
+            if cross > 0:
+                slope, slope_of_change = slope * (1 + cross / v), slope * (1 + cross / change)
         by_variance[row] += slope * (1 - part[t])
         by_variance[following] += slope * part[t]
         weight = slope_of_change * spent
         for at, share in ((row, 1 - part[t]), (following, part[t])):
             by_sensitivity[at, low] += weight * share * (1 - far)
             by_sensitivity[at, up] += weight * share * far
-    return nats, of_variance, of_sensitivity
+    for number in range(3):
+        sums[number] += n_weights / 2 * math.log1p(products[number])
+    return sums[0], sums[1], sums[2]
