@@ -217,10 +217,9 @@ def _search(
     inverse, variance, before, log_before, through, left, part, sensitivity, log_sigma = steps
     slopes, rows = 1.0 / np.diff(log_sigma), sensitivity.shape[0] - 1
     per_weight, half = 1.0 / n_weights, n_weights / 2
-    # From the middle outwards: a good one early ends the others early.
-    order = np.argsort(np.abs(np.arange(totals.size) - totals.size // 2))
     found = np.empty(len(best))
-    for k in order:
+    # Sums fall with the noise: where they are what counts, the first to be seen is the least.
+    for k in np.argsort(-totals):
         unit = totals[k] ** 2 / through[count - 1]
         per_unit, log_total = 1.0 / unit, 0.5 * math.log(unit)
         linear, both, alone = 0.0, 0.0, 0.0
