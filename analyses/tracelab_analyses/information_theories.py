@@ -72,8 +72,10 @@ class Path:
         Recorded standard deviations, rising.
     variance, variance_se : ndarray, shape (row,)
         V and its standard error.
-    sensitivity : ndarray, shape (row, level, draw)
+    sensitivity : ndarray, shape (row, level)
         Estimates of :math:`\Gamma / \sigma^2`.
+    sensitivity_covariance : ndarray, shape (row, level, level)
+        Of their errors: draws are common to the levels of a row.
     left, right : ndarray of int, shape (every_step,)
         The rows around each step.
     part : ndarray, shape (every_step,)
@@ -85,6 +87,7 @@ class Path:
     variance: FloatArray
     variance_se: FloatArray
     sensitivity: FloatArray
+    sensitivity_covariance: FloatArray
     left: IntArray
     right: IntArray
     part: FloatArray
@@ -118,14 +121,18 @@ class Path:
         right = np.minimum(left + 1, len(step) - 1)
         width = np.maximum(step[right] - step[left], 1)
         part = ((every_step - step[left]) / width).clip(0.0, 1.0)
-        batches = deviation.shape[-1]
+        batches, draws = deviation.shape[-1], gradient_change.shape[-1]
+        ratio = gradient_change / sigma[:, None] ** 2
+        mean = ratio.mean(axis=-1)
+        centred = ratio - mean[..., None]
         return cls(
             rate,
             sigma,
             # Unbiased estimates can be below nothing.
             np.maximum(deviation.mean(axis=-1), 0.0),
             deviation.std(axis=-1, ddof=1) / np.sqrt(batches),
-            gradient_change / sigma[:, None] ** 2,
+            np.maximum(mean, 0.0),
+            centred @ centred.swapaxes(-1, -2) / (draws * (draws - 1)),
             left,
             right,
             part,
@@ -156,11 +163,10 @@ def spending(path: Path, schedule: int) -> Steps:
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
         half = 0.5 * np.log(before)
-    # Unbiased estimates can be below nothing.
-    mean = np.maximum(path.sensitivity.mean(axis=-1), 0.0)
     return Steps(
-        inverse, variance, before, half, through, path.left, path.part, mean, np.log(path.sigma)
-    )
+        inverse, variance, before, half, through, path.left, path.part, path.sensitivity,
+        np.log(path.sigma),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,10 +197,10 @@ def _error(path: Path, found: Information) -> float:
 
     Minibatches and draws of different rows are independent; those of a row are common to levels.
     """
-    draws = path.sensitivity.shape[-1]
-    sums = np.einsum("rl,rld->rd", found.by_sensitivity, path.sensitivity)
-    squares = np.sum((found.by_variance * path.variance_se) ** 2)
-    return float(np.sqrt(squares + np.sum(sums.var(axis=-1, ddof=1)) / draws))
+    of_variance = np.sum((found.by_variance * path.variance_se) ** 2)
+    by = found.by_sensitivity
+    of_sensitivity = np.sum(by[:, None] @ path.sensitivity_covariance @ by[..., None])
+    return float(np.sqrt(of_variance + of_sensitivity))
 
 
 def best(
