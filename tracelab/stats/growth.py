@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from tracelab.errors import UsageError
 from tracelab.stats._confidence import check_confidence
+from tracelab.stats._growth_search import coarse, refined
 from tracelab.stats.dependence import dependence
 from tracelab.typing import FloatArray, Status
 
@@ -32,12 +32,8 @@ MIN_POINTS = 10
 # Exponents; the edges of the logarithm of the time of saturation are those of the data.
 _EXPONENTS = (-1.0, 3.0)
 _SHAPES, _TIMES = 41, 12
-# Of the shape and of the correlation time: halves of the first grid's spacing.
-_ZOOMS = 34
 # Level of the test that deviations are as rough as supposed.
 _ROUGH = 0.01
-# In units of the largest value: what rounding leaves of an exact law.
-_ROUNDING = 64 * np.finfo(np.float64).eps
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,7 @@ class Growth:
     status: NDArray[np.uint8]
 
 
-def predict(law: str, parameters: FloatArray, time: ArrayLike) -> FloatArray:
+def predict(law: Law, parameters: ArrayLike, time: ArrayLike) -> FloatArray:
     r"""Return the value of a law of growth.
 
     :math:`a + c \log t`, :math:`k t^\nu` or :math:`D_\infty - A e^{-t/\tau}`.
@@ -95,17 +91,32 @@ def predict(law: str, parameters: FloatArray, time: ArrayLike) -> FloatArray:
     ----------
     law : str
         One of `LAWS`.
-    parameters : ndarray, shape (..., parameter)
+    parameters : array_like, shape (..., parameter)
         In the order of `PARAMETERS`.
     time : array_like, shape (n,)
-        Times, above 0.
+        Times, finite and above 0.
 
     Returns
     -------
     ndarray of float64, shape (..., n)
+        NaN where a parameter is.
+
+    Raises
+    ------
+    UsageError
+        If there is no such law, it has another number of parameters, or a time is not above 0.
     """
-    t = np.asarray(time, dtype=np.float64)
-    columns = np.moveaxis(parameters, -1, 0)[..., None]
+    _check_law(law)
+    t, given = _numbers("time", time), _numbers("parameters", parameters)
+    names = PARAMETERS[law]
+    if given.shape[-1:] != (len(names),):
+        raise UsageError(
+            f"parameters of the law {law!r} must be {', '.join(names)} along the last axis, "
+            f"got the shape {given.shape}"
+        )
+    if t.ndim != 1 or not ((t > 0) & (t < np.inf)).all():
+        raise UsageError(f"time must be a row of finite numbers above 0, got {time!r}")
+    columns = np.moveaxis(given, -1, 0)[..., None]
     if law == "log":
         value: FloatArray = columns[0] + columns[1] * np.log(t)
     elif law == "power":
@@ -135,15 +146,21 @@ def criteria(fits: Sequence[Growth]) -> FloatArray:
     Raises
     ------
     UsageError
-        If they are of different numbers of points.
+        If there is none, or they are of different numbers of points or of different cells.
 
     References
     ----------
     Hurvich, Tsai, "Regression and time series model selection in small samples", Biometrika 76
     (1989).
     """
-    if len({each.n_points for each in fits}) != 1:
-        raise UsageError("laws can be compared on the same points only; fit all to the same")
+    if not fits:
+        raise UsageError("criteria compares fits of laws, got none; give one of each law")
+    forms = {(each.n_points, each.deviance.shape) for each in fits}
+    if len(forms) != 1:
+        told = ", ".join(f"{points} points of shape {shape}" for points, shape in sorted(forms))
+        raise UsageError(
+            f"laws can be compared on the same points only, got {told}; fit all to the same"
+        )
     n = fits[0].n_points
     deviance = np.stack([each.deviance for each in fits], axis=-1)
     shares = np.stack([each.innovation_share for each in fits], axis=-1)
@@ -151,7 +168,9 @@ def criteria(fits: Sequence[Growth]) -> FloatArray:
     likeliest = np.where(np.isnan(deviance), np.inf, deviance).argmin(axis=-1)
     share = np.take_along_axis(shares, likeliest[..., None], axis=-1)
     count = np.array([len(PARAMETERS[each.law]) + 2 for each in fits])
-    found: FloatArray = share * deviance + 2 * count + 2 * count * (count + 1) / (n - count - 1)
+    # Of fewer points there is no deviance.
+    few = 2 * count * (count + 1) / np.maximum(n - count - 1, 1)
+    found: FloatArray = share * deviance + 2 * count + few
     return found
 
 
@@ -213,11 +232,11 @@ def fit(
     >>> fit(t, 2 + 3 * np.log(t), "log").parameters.round(6)
     array([2., 3.])
     """
-    if law not in LAWS:
-        raise UsageError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+    _check_law(law)
     check_confidence(confidence)
-    t = np.asarray(time, dtype=np.float64)
-    values = np.asarray(value, dtype=np.float64)
+    if not isinstance(correlated, (bool, np.bool_)):
+        raise UsageError(f"correlated must be True or False, got {correlated!r}")
+    t, values = _numbers("time", time), _numbers("value", value)
     if t.ndim != 1 or values.shape[-1:] != t.shape:
         raise UsageError(
             f"time must have one value for each of the last axis of value, got shapes {t.shape} "
@@ -259,6 +278,21 @@ def fit(
     )
 
 
+def _check_law(law: str) -> None:
+    if not (isinstance(law, str) and law in LAWS):
+        raise UsageError(f"law must be one of {', '.join(LAWS)}, got {law!r}")
+
+
+def _numbers(name: str, values: ArrayLike) -> FloatArray:
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind in "biuf":
+            return found.astype(np.float64)
+    except ValueError:
+        pass
+    raise UsageError(f"{name} must be an array of real numbers, got {values!r}")
+
+
 def _one(
     t: FloatArray, given: FloatArray, law: Law, confidence: float, correlated: bool
 ) -> tuple[FloatArray, FloatArray, int]:
@@ -276,10 +310,10 @@ def _one(
         longest = [
             np.r_[0.0, np.geomspace(0.5 * each.min(), each.sum(), _TIMES)] for each in clocks
         ]
-    coarse = [_coarse(t, d, kind, shapes, *each) for each in zip(clocks, longest, strict=True)]
-    chosen = int(coarse[1][0] < coarse[0][0])
+    rough = [coarse(t, d, kind, shapes, *each) for each in zip(clocks, longest, strict=True)]
+    chosen = int(rough[1][0] < rough[0][0])
     gaps = clocks[chosen]
-    score, shape, correlation = _refined(t, d, kind, shapes, gaps, longest[chosen], coarse[chosen])
+    score, shape, correlation = refined(t, d, kind, shapes, gaps, longest[chosen], rough[chosen])
     phi = _memory(gaps, correlation)
     columns, jacobian = _columns(t, law, shape)
     white = _whitened(np.column_stack([columns, d]), phi)
@@ -367,129 +401,3 @@ def _whitened(columns: FloatArray, phi: FloatArray) -> FloatArray:
     out = columns.copy()
     out[1:] = (columns[1:] - phi[:, None] * columns[:-1]) / np.sqrt(1 - phi[:, None] ** 2)
     return out
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _fill(t: FloatArray, kind: int, shape: float, column: FloatArray) -> None:
-    for i in range(t.size):
-        if kind == 0:
-            column[i] = np.log(t[i])
-        elif kind == 1:
-            column[i] = (t[i] / t[-1]) ** shape
-        else:
-            column[i] = np.exp(-(t[i] - t[0]) / np.exp(shape))
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _remember(gaps: FloatArray, correlation: float, phi: FloatArray, scale: FloatArray) -> float:
-    """Write memory and scale of each point but the first; return the log-determinant."""
-    log_det = 0.0
-    for i in range(gaps.size):
-        phi[i] = np.exp(-gaps[i] / correlation) if correlation > 0.0 else 0.0
-        rest = 1.0 - phi[i] * phi[i]
-        scale[i] = 1.0 / np.sqrt(rest)
-        log_det += np.log(rest)
-    return log_det
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _whiten(values: FloatArray, phi: FloatArray, scale: FloatArray, out: FloatArray) -> None:
-    out[0] = values[0]
-    for i in range(1, values.size):
-        out[i] = (values[i] - phi[i - 1] * values[i - 1]) * scale[i - 1]
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _without(y: FloatArray, x: FloatArray) -> None:
-    """Take off `y` its projection on `x`, in place."""
-    square, along = 0.0, 0.0
-    for i in range(x.size):
-        square += x[i] * x[i]
-        along += x[i] * y[i]
-    if square > 0.0:
-        for i in range(x.size):
-            y[i] -= x[i] * (along / square)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _scores(
-    d: FloatArray,
-    columns: FloatArray,
-    gaps: FloatArray,
-    correlation: float,
-    intercept: bool,
-    out: FloatArray,
-) -> None:
-    """Write -2 log-likelihood, but for constants, with linear parameters profiled out, by shape."""
-    n = d.size
-    phi, scale = np.empty(n - 1), np.empty(n - 1)
-    log_det = _remember(gaps, correlation, phi, scale)
-    # Rounding is white: it must not look the smaller the longer the memory.
-    floor = n * _ROUNDING**2 * np.exp(-log_det / n)
-    one, whole, x, y = np.empty(n), np.empty(n), np.empty(n), np.empty(n)
-    _whiten(np.ones(n), phi, scale, one)
-    _whiten(d, phi, scale, whole)
-    if intercept:
-        _without(whole, one)
-    for k in range(columns.shape[0]):
-        _whiten(columns[k], phi, scale, x)
-        if intercept:
-            # Gram and Schmidt: columns that are nearly constant keep their digits.
-            _without(x, one)
-        y[:] = whole
-        _without(y, x)
-        rest = 0.0
-        for i in range(n):
-            rest += y[i] * y[i]
-        out[k] = n * np.log(max(rest, floor) / n) + log_det
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _coarse(
-    t: FloatArray, d: FloatArray, kind: int, shapes: FloatArray, gaps: FloatArray, times: FloatArray
-) -> tuple[float, float, float]:
-    """Return the least score on the grid, with its shape and correlation time."""
-    columns, scores = np.empty((shapes.size, t.size)), np.empty(shapes.size)
-    for i in range(shapes.size):
-        _fill(t, kind, shapes[i], columns[i])
-    best, shape, correlation = np.inf, shapes[0], 0.0
-    for time in times:
-        _scores(d, columns, gaps, time, kind != 1, scores)
-        k = int(np.argmin(scores))
-        if scores[k] < best:
-            best, shape, correlation = scores[k], shapes[k], time
-    return best, shape, correlation
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _refined(
-    t: FloatArray,
-    d: FloatArray,
-    kind: int,
-    shapes: FloatArray,
-    gaps: FloatArray,
-    times: FloatArray,
-    found: tuple[float, float, float],
-) -> tuple[float, float, float]:
-    """Return the least score around that of the grid, on grids of halved spacing."""
-    best, shape, correlation = found
-    step = shapes[1] - shapes[0] if shapes.size > 1 else 0.0
-    factor = np.log(times[2] / times[1]) if times.size > 1 else 0.0
-    sides = np.arange(-2, 3) if shapes.size > 1 else np.zeros(1, np.int64)
-    # Where deviations look independent there is no time to refine.
-    turns = np.arange(-2, 3) if correlation > 0.0 else np.zeros(1, np.int64)
-    columns, scores = np.empty((sides.size, t.size)), np.empty(sides.size)
-    trials = np.empty(sides.size)
-    for _ in range(_ZOOMS):
-        step, factor = 0.5 * step, 0.5 * factor
-        for k in range(sides.size):
-            trials[k] = min(max(shape + sides[k] * step, shapes[0]), shapes[-1])
-            _fill(t, kind, trials[k], columns[k])
-        centre = correlation
-        for turn in turns:
-            time = min(centre * np.exp(turn * factor), times[-1])
-            _scores(d, columns, gaps, time, kind != 1, scores)
-            k = int(np.argmin(scores))
-            if scores[k] < best:
-                best, shape, correlation = scores[k], trials[k], time
-    return best, shape, correlation

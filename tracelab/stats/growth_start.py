@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tracelab.errors import UsageError
 from tracelab.stats.growth import LAWS, MIN_POINTS, fit, predict
 from tracelab.typing import FloatArray, IntArray, Status
 
@@ -74,11 +75,24 @@ def start_of_regime(step: IntArray, value: FloatArray, points: int = 100) -> flo
     float
         A candidate; the first step where steps are too few for a choice.
 
+    Raises
+    ------
+    UsageError
+        If there is no step, steps do not rise from 1 on, or values are not one for each of them
+        and finite.
+
     References
     ----------
     Breiman, Friedman, Olshen, Stone, "Classification and Regression Trees" (1984), section 3.4.3
     (the rule).
     """
+    steps, values = np.asarray(step), np.asarray(value)
+    if steps.ndim != 1 or not (steps.size and steps[0] >= 1 and (np.diff(steps) > 0).all()):
+        raise UsageError(f"steps must be one or more that rise from 1 on, got {step!r}")
+    if values.shape != steps.shape or not np.isfinite(values).all():
+        raise UsageError(
+            f"value must be one finite number for each of {steps.size} steps, got {value!r}"
+        )
     starts = candidates(step)
     last = float(step[-1])
     later = evenly(step, last * HELD_OUT, last, max(points // 4, MIN_POINTS))

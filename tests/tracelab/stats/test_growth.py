@@ -227,3 +227,52 @@ def test_what_cannot_be_fitted_says_why(value, status):
 def test_what_cannot_be_asked_for(arguments, message):
     with pytest.raises(UsageError, match=message):
         fit(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cubic", [1, 2, 3], TIMES), "law must be one of log, power, saturation, got 'cubic'"),
+        ((0, [1, 2, 3], TIMES), "law must be one of log, power, saturation, got 0"),
+        (
+            ("log", [1, 2, 3], TIMES),
+            r"'log' must be intercept, slope along .* got the shape \(3,\)",
+        ),
+        (("saturation", 1.0, TIMES), r"must be level, amplitude, time along .* shape \(\)"),
+        (("log", [1, 2], [0, 1]), r"time must be a row of finite numbers above 0, got \[0, 1\]"),
+        (("log", [1, 2], [1, np.nan]), "time must be a row of finite numbers above 0"),
+        (("log", [1, 2], 3.0), r"time must be a row of finite numbers above 0, got 3\.0"),
+        (("log", ["a", "b"], TIMES), r"parameters must be an array of real numbers, got \['a'"),
+    ],
+)
+def test_what_cannot_be_predicted(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        predict(*arguments)
+
+
+def test_other_arguments_that_are_no_numbers_or_laws():
+    for options, message in (
+        ({"time": ["a"] * 20}, "time must be an array of real numbers"),
+        ({"value": [[1.0], [1.0, 2.0]]}, "value must be an array of real numbers"),
+        ({"value": TIMES + 1j}, "value must be an array of real numbers"),
+        ({"law": ["log"]}, r"law must be one of .* got \['log'\]"),
+        ({"correlated": "no"}, "correlated must be True or False, got 'no'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            fit(**{"time": TIMES, "value": TIMES, "law": "log"} | options)
+
+
+def test_criteria_need_fits_of_the_same_cells():
+    with pytest.raises(UsageError, match="compares fits of laws, got none"):
+        criteria([])
+    one, two = fit(TIMES, TIMES, "log"), fit(TIMES, np.stack([TIMES] * 2), "power")
+    words = rf"got {TIMES.size} points of shape \(\), {TIMES.size} points of shape \(2,\); fit all"
+    with pytest.raises(UsageError, match=words):
+        criteria([one, two])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [0, 5, 6, 9])
+def test_too_few_points_have_no_criterion(size):
+    t = np.arange(1.0, size + 1)
+    assert np.isnan(criteria([fit(t, t, law) for law in LAWS])).all()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tracelab.errors import UsageError
 from tracelab.stats.growth import predict
 from tracelab.stats.growth_start import candidates, evenly, start_of_regime
 
@@ -65,3 +66,18 @@ def test_where_there_is_no_choice_the_first_step_is_taken():
 def test_the_unit_does_not_matter():
     d = curve("power", 150, 0.2)
     assert start_of_regime(STEPS, d) == start_of_regime(STEPS, 1e5 * d)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "words"),
+    [
+        ([], [], "steps must be one or more that rise from 1 on"),
+        ([0, 1], [0.0, 1.0], "rise from 1 on"),
+        ([2, 1], [0.0, 1.0], "rise from 1 on"),
+        ([1, 2], [0.0], "one finite number for each of 2 steps"),
+        ([1, 2], [0.0, np.nan], "one finite number for each of 2 steps"),
+    ],
+)
+def test_curves_that_have_no_start(step, value, words):
+    with pytest.raises(UsageError, match=words):
+        start_of_regime(np.array(step), np.array(value))
