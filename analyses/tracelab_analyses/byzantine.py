@@ -53,7 +53,7 @@ class Windows:
     warm_up : int
         Steps of a window before it is looked at.
     reset : bool
-        Whether all workers are good again when a long window begins.
+        Whether all workers are good again when a long window begins, and a short one with it.
     """
 
     length: tuple[int, int]
@@ -61,6 +61,12 @@ class Windows:
     factor: float
     warm_up: int
     reset: bool
+
+    def inside(self, row: IntArray | int, which: int) -> IntArray:
+        """Return how many rows of its window are before a row."""
+        # Who is taken back has no sums of a short window that began before.
+        begun = np.asarray(row) % self.length[1] if self.reset else np.asarray(row)
+        return begun % self.length[which]
 
 
 def byzantine(
@@ -98,7 +104,8 @@ def byzantine(
     dict of str to ndarray
         See ``ANALYSIS.outputs``. A step at which no worker has a finite gradient, as where a scaled
         loss overflows, is left out. A worker without one at a step where others have theirs takes
-        no part from there on.
+        no part from there on. Where fewer than two good workers are left nobody is looked at, until
+        the next long window if `reset` takes them back, and else to the end.
     """
     layers, steps, workers, directions = gradient.shape
     sizes = dict(zip(_PATH, (layers, steps, workers), strict=True))
@@ -115,12 +122,14 @@ def byzantine(
         until = np.logical_and.accumulate(~lost, axis=0).sum(axis=0)
         out["n_workers"][layer] = (until > 0).sum()
         out["n_missing"][layer] = ((until < rows.size) | (until == 0)).sum()
-        out["n_steps"][layer] = rows.size
         status = _status(g, until, warm_up)
         out["status"][layer] = int(status)
         if status is not Status.OK:
             continue
-        distance, thrown_out = _filtered(g, until, windows)
+        distance, thrown_out, alone = _filtered(g, until, windows)
+        out["n_steps"][layer] = (~alone).sum()
+        if alone.any():
+            out["stopped_at"][layer] = step[rows[alone.argmax()]]
         out["distance_short"][layer, rows], out["distance_long"][layer, rows] = distance
         found = thrown_out >= 0
         out["thrown_out_at"][layer, found] = step[rows[thrown_out[found]]]
@@ -145,8 +154,12 @@ def _status(g: FloatArray, until: IntArray, warm_up: int) -> Status:
     return Status.OK if np.nan_to_num(g).any() else Status.CONSTANT_INPUT
 
 
-def _filtered(g: FloatArray, until: IntArray, windows: Windows) -> tuple[FloatArray, IntArray]:
+def _filtered(
+    g: FloatArray, until: IntArray, windows: Windows
+) -> tuple[FloatArray, IntArray, BoolArray]:
     """Return distances (window, step, worker) in units of the limit, and who is out by which row.
+
+    And at which rows fewer than two good workers were left to look at.
 
     Parameters
     ----------
@@ -159,21 +172,25 @@ def _filtered(g: FloatArray, until: IntArray, windows: Windows) -> tuple[FloatAr
     """
     steps, workers, directions = g.shape
     distance = np.full((2, steps, workers), np.nan)
-    thrown_out = np.full(workers, -1)
+    thrown_out, alone = np.full(workers, -1), np.zeros(steps, dtype=bool)
     good = until > 0
     sums = np.zeros((2, workers, directions))
     row = 0
     while row < steps:
-        for which, length in enumerate(windows.length):
-            if row % length == 0:
+        begun = [int(windows.inside(row, which)) for which in (0, 1)]
+        for which in (0, 1):
+            if not begun[which]:
                 sums[which] = 0.0
-        if windows.reset and row % windows.length[1] == 0:
+        if windows.reset and not begun[1]:
             good = np.ones(workers, dtype=bool)
         good = good & (until > row)
         members = np.flatnonzero(good)
         if members.size < 2:
-            break
-        ends = [row + length - row % length for length in windows.length]
+            end = row + windows.length[1] - begun[1] if windows.reset else steps
+            alone[row:end] = True
+            row = end
+            continue
+        ends = [row + length - inside for length, inside in zip(windows.length, begun, strict=True)]
         segment = max(1, min(SEGMENT, BLOCK_BYTES // (8 * members.size**2)))
         end = min(*ends, row + segment, steps, int(until[good].min()))
         grown = np.cumsum(g[row:end, members].astype(np.float64), axis=0) / members.size
@@ -181,8 +198,7 @@ def _filtered(g: FloatArray, until: IntArray, windows: Windows) -> tuple[FloatAr
         looked = np.arange(row, end)
         bad = np.zeros((end - row, members.size), dtype=bool)
         for which, relative in enumerate(limits):
-            inside = looked % windows.length[which] + 1
-            warm = inside >= min(windows.warm_up, windows.length[which])
+            warm = windows.inside(looked, which) + 1 >= min(windows.warm_up, windows.length[which])
             relative[~warm] = np.nan
             bad |= relative > 1.0
         parted = np.flatnonzero(bad.any(axis=1))
@@ -196,7 +212,7 @@ def _filtered(g: FloatArray, until: IntArray, windows: Windows) -> tuple[FloatAr
             first = leaving[thrown_out[leaving] < 0]
             thrown_out[first] = row + taken - 1
         row += taken
-    return distance, thrown_out
+    return distance, thrown_out, alone
 
 
 def _relative(position: FloatArray, which: int, windows: Windows) -> FloatArray:
@@ -298,6 +314,13 @@ def finding(result: xr.Dataset) -> Finding:
     missing = int(row["n_missing"])
     if missing:
         warnings.append(f"{missing} workers have no finite gradient from some step on.")
+    stopped = float(row["stopped_at"])
+    if np.isfinite(stopped):
+        warnings.append(
+            f"At step {stopped:.0f} fewer than two workers were left that had not been thrown out "
+            f"or ended; the filter looked at {int(row['n_steps'])} steps in all. Larger thresholds "
+            "throw out fewer."
+        )
     closest = _closest(row)
     if not out:
         return Finding(
@@ -344,7 +367,7 @@ def _distance(window: str) -> Variable:
 ANALYSIS = Analysis(
     name="byzantine",
     summary="Which workers would a filter have thrown out? Sums of gradients over windows",
-    version=2,
+    version=3,
     inputs=(
         Input(
             Variable("gradient", (*_PATH, "direction"), "loss/weight", "float32"),
@@ -369,6 +392,12 @@ ANALYSIS = Analysis(
         Variable("n_workers", _CELL, dtype="int64", description="workers: the sample size"),
         Variable("n_missing", _CELL, dtype="int64", description="workers that ended early"),
         Variable("n_steps", _CELL, dtype="int64", description="steps looked at"),
+        Variable(
+            "stopped_at",
+            _CELL,
+            "step",
+            description="first step at which fewer than two good workers were left; NaN: never",
+        ),
         Variable("status", _CELL, dtype="uint8"),
     ),
     cell=_CELL,

@@ -51,7 +51,9 @@ def worker_drift(
     where :math:`s_i^2` is the trace of the covariance of the noise of :math:`g_i`: without it what
     is left of the scatter is minibatch noise as well as dissimilarity, and only the scatter is
     given. A standard error is that of a sum over directions, which are exchangeable, and for
-    consensus distance and scatter also the jackknife's over workers, as if they were drawn.
+    consensus distance and scatter also the jackknife's over workers, as if they were drawn. Of two
+    workers it has none, since either of them alone is at no distance, and dissimilarity no error. A
+    worker whose gradient is zero has no direction: cosines are those of the others.
 
     Parameters
     ----------
@@ -68,7 +70,8 @@ def worker_drift(
     -------
     dict of str to ndarray
         See ``ANALYSIS.outputs``. Workers whose gradient or weights are missing or not finite are
-        left out, and counted in ``n_missing``.
+        left out, and counted in ``n_missing``. ``CONSTANT_INPUT`` where no worker has a gradient
+        other than zero.
     """
     steps, layers, workers, directions = weight.shape
     out = blank(ANALYSIS.outputs, {"step": steps, "layer": layers})
@@ -79,7 +82,9 @@ def worker_drift(
     known &= np.isfinite(g).all(axis=-1)
     cells["n_workers"][:] = known.sum(axis=1)
     cells["n_missing"][:] = (~known).sum(axis=1)
-    cells["status"][:] = _status(g, known)
+    moving = known & g.any(axis=-1)
+    cells["n_still"][:] = (known & ~moving).sum(axis=1)
+    cells["status"][:] = _status(known, moving)
     # Cells with the same workers are computed side by side, some at a time.
     good = np.flatnonzero(cells["status"] == int(Status.OK))
     patterns, of = np.unique(known[good], axis=0, return_inverse=True)
@@ -96,14 +101,22 @@ def worker_drift(
             )
             for name, values in found.items():
                 cells[name][some] = values
+    # Cosines are of workers that have a gradient, which others of the same cell may not.
+    pairs = np.flatnonzero((cells["status"] == int(Status.OK)) & (moving.sum(axis=1) > 1))
+    patterns, of = np.unique(moving[pairs], axis=0, return_inverse=True)
+    for number, present in enumerate(patterns):
+        same = pairs[of.ravel() == number]
+        for some in np.split(same, range(width, same.size, width)):
+            own = np.ix_(some, np.flatnonzero(present))
+            for name, values in _cosines(g[own].astype(np.float64)).items():
+                cells[name][some] = values
     return out
 
 
-def _status(g: FloatArray, known: BoolArray) -> Array:
-    """Return the status of each cell, (cell, worker, direction)."""
+def _status(known: BoolArray, moving: BoolArray) -> Array:
+    """Return the status of each cell from who is there and who has a gradient, (cell, worker)."""
     count = known.sum(axis=1)
-    still = (known & ~g.any(axis=-1)).any(axis=1)
-    found = np.where(still, int(Status.CONSTANT_INPUT), int(Status.OK))
+    found = np.where(moving.any(axis=1), int(Status.OK), int(Status.CONSTANT_INPUT))
     found[count < 2] = int(Status.TOO_FEW_SAMPLES)
     if known.shape[1] > 1:
         found[count == 0] = int(Status.NON_FINITE_INPUT)
@@ -137,7 +150,7 @@ def _cells(
     found["diversity"] = squares.sum(axis=1) / sums
     influence = squares - found["diversity"][:, None] * total
     found["diversity_se"] = _error(influence / sums[:, None])
-    return found | _cosines(g)
+    return found
 
 
 def _spread(vectors: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -243,6 +256,16 @@ def finding(result: xr.Dataset) -> Finding:
     missing = int(good["n_missing"].max())
     if missing:
         warnings.append(f"Of up to {missing} workers there is no finite row at some step.")
+    still = int(good["n_still"].max())
+    if still:
+        warnings.append(
+            f"Of up to {still} workers the gradient is zero at some step: cosines are those of the "
+            "others."
+        )
+    if int(good["n_workers"].max()) == 2:
+        warnings.append(
+            "Of two workers there is one difference: its error over workers takes three or more."
+        )
     if np.isnan(good["dissimilarity"].values).all():
         warnings.append(
             "How noisy a worker's gradient is was not recorded, so that its scatter over workers "
@@ -253,10 +276,15 @@ def finding(result: xr.Dataset) -> Finding:
             "Gradients are at each worker's own weights: dissimilarity at the mean weights, which "
             "theory speaks of, differs by up to the smoothness times the consensus distance."
         )
+    if math.isfinite(float(last["cosine"])):
+        cosines = (
+            f"the cosine of two workers' gradients is {_with_error(last, 'cosine')} on average and "
+            f"{_with_error(last, 'cosine_min')} at least"
+        )
+    else:
+        cosines = "no two workers have gradients other than zero"
     return Finding(
-        f"{weights}; at step {int(last['step'])} the cosine of two workers' gradients is "
-        f"{_with_error(last, 'cosine')} on average and {_with_error(last, 'cosine_min')} at least, "
-        f"of {int(last['n_workers'])} workers.",
+        f"{weights}; at step {int(last['step'])} {cosines}, of {int(last['n_workers'])} workers.",
         tuple(warnings),
     )
 
@@ -287,7 +315,7 @@ _BY_WORKER = (*_CELL, "worker")
 ANALYSIS = Analysis(
     name="worker_drift",
     summary="How far are workers from each other? Consensus, dissimilarity, cosines",
-    version=1,
+    version=2,
     inputs=(
         Input(
             Variable("weight", (*_BY_WORKER, "direction"), "weight"),
@@ -312,24 +340,35 @@ ANALYSIS = Analysis(
     outputs=(
         Variable("consensus", _CELL, "weight^2", description="mean ||x_i - mean x||^2"),
         Variable("consensus_se", _CELL, "weight^2", description="standard error of projecting"),
-        Variable("consensus_worker_se", _CELL, "weight^2", description="jackknife over workers"),
+        Variable(
+            "consensus_worker_se",
+            _CELL,
+            "weight^2",
+            description="jackknife over three workers or more",
+        ),
         Variable("synchronized", _CELL, dtype="bool", description="whether weights are the same"),
         Variable("scatter", _CELL, _SQUARED, description="mean ||g_i - mean g||^2"),
         Variable("scatter_se", _CELL, _SQUARED, description="standard error of projecting"),
-        Variable("scatter_worker_se", _CELL, _SQUARED, description="jackknife over workers"),
+        Variable(
+            "scatter_worker_se", _CELL, _SQUARED, description="jackknife over three workers or more"
+        ),
         Variable("noise", _CELL, _SQUARED, description="part of the scatter that is noise"),
         Variable("dissimilarity", _CELL, _SQUARED, description="scatter without noise, unbiased"),
         Variable(
-            "dissimilarity_se", _CELL, _SQUARED, description="of projecting, workers and noise"
+            "dissimilarity_se",
+            _CELL,
+            _SQUARED,
+            description="of projecting, three workers or more, and noise",
         ),
         Variable("diversity", _CELL, description="sum ||g_i||^2 / ||sum g_i||^2"),
         Variable("diversity_se", _CELL, description="standard error of projecting"),
-        Variable("cosine", _CELL, description="mean cosine of the gradients of two workers"),
+        Variable("cosine", _CELL, description="mean cosine of two workers' gradients"),
         Variable("cosine_se", _CELL, description="standard error of projecting"),
         Variable("cosine_min", _CELL, description="smallest cosine of two workers"),
         Variable("cosine_min_se", _CELL, description="standard error of projecting"),
         Variable("n_workers", _CELL, dtype="int64", description="workers: the sample size"),
         Variable("n_missing", _CELL, dtype="int64", description="workers without a finite row"),
+        Variable("n_still", _CELL, dtype="int64", description="workers whose gradient is zero"),
         Variable("status", _CELL, dtype="uint8"),
     ),
     cell=_CELL,

@@ -1,3 +1,4 @@
+import re
 import tracemalloc
 
 import numpy as np
@@ -31,12 +32,22 @@ def run(gradient, **options):
     return {name: array[0] for name, array in found.items()}
 
 
-def step_by_step(gradient, short, long, threshold, factor, warm_up):
-    """Return who is out at which row, by the algorithm as it is written, a step at a time."""
+def step_by_step(gradient, short, long, threshold, factor, warm_up, reset=False):
+    """Return who is out at which row, by the algorithm as it is written, a step at a time.
+
+    And at which rows there were two or more to look at.
+    """
     workers = gradient.shape[1]
-    good, out = list(range(workers)), {}
+    good, out, looked = list(range(workers)), {}, []
     sums = {}
-    for row, g in enumerate(gradient):
+    for number, g in enumerate(gradient):
+        # With resets everything begins anew with a long window.
+        row = number % long if reset else number
+        if reset and row == 0:
+            good = list(range(workers))
+        if len(good) < 2:
+            continue
+        looked.append(number)
         leaving = set()
         for length in (short, long):
             if row % length == 0:
@@ -61,8 +72,8 @@ def step_by_step(gradient, short, long, threshold, factor, warm_up):
             leaving |= {i for i in good if apart[median][i] > limit}
         for i in leaving:
             good.remove(i)
-            out[i] = row
-    return out
+            out.setdefault(i, number)
+    return out, looked
 
 
 @settings(max_examples=12, deadline=None)
@@ -73,8 +84,9 @@ def step_by_step(gradient, short, long, threshold, factor, warm_up):
     threshold=st.one_of(st.none(), st.floats(0.5, 4.0)),
     factor=st.floats(1.0, 2.0),
     warm_up=st.integers(1, 6),
+    reset=st.booleans(),
 )
-def test_is_the_algorithm_step_by_step(seed, workers, windows, threshold, factor, warm_up):
+def test_is_the_algorithm_step_by_step(seed, workers, windows, threshold, factor, warm_up, reset):
     """In few directions, where workers leave again and again."""
     gradient = honest(seed, 40, workers, 4)
     gradient[:, -1] += 0.3
@@ -87,11 +99,16 @@ def test_is_the_algorithm_step_by_step(seed, workers, windows, threshold, factor
         threshold_long=threshold,
         factor=factor,
         warm_up=warm_up,
+        reset=reset,
     )
     expected = np.full(workers, np.nan)
-    for worker, row in step_by_step(gradient, short, long, threshold, factor, warm_up).items():
+    out, looked = step_by_step(gradient, short, long, threshold, factor, warm_up, reset)
+    for worker, row in out.items():
         expected[worker] = 10 * row
     np.testing.assert_array_equal(found["thrown_out_at"], expected)
+    assert found["n_steps"] == len(looked)
+    alone = np.setdiff1d(np.arange(40), looked)
+    np.testing.assert_equal(found["stopped_at"], 10 * alone[0] if alone.size else np.nan)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +182,30 @@ def test_reset_takes_everybody_back():
     assert np.isfinite(back["distance_long"][120:200, 0]).all()
 
 
+def test_after_all_but_one_are_thrown_out_a_reset_begins_anew():
+    """Who is thrown out in the first window looks at nobody until the second."""
+    gradient = honest(5)
+    # Less than the noise between honest workers: all but one go as soon as they are looked at.
+    strict = {"threshold_short": 1e9, "threshold_long": 1e-3, "long": 50, "warm_up": 5}
+    for reset, looked in ((False, 5), (True, 25)):
+        found = run(gradient, reset=reset, **strict)
+        assert (found["n_steps"], found["stopped_at"]) == (looked, 50)
+        distances = np.isfinite(found["distance_long"]).any(axis=1)
+        assert np.flatnonzero(distances).tolist() == list(range(4, T, 50))[: looked // 5]
+    assert found["n_thrown_out"] == N - 1
+
+
+def test_who_is_taken_back_is_judged_by_what_comes_after():
+    """A short window that goes on over a reset would hold the sums of the others alone."""
+    gradient = honest(5) + 5
+    gradient[:30, 0] *= -1
+    found = run(gradient, reset=True, short=20, long=50, warm_up=5)
+    assert np.flatnonzero(np.isfinite(found["thrown_out_at"])).tolist() == [0]
+    assert np.isfinite(found["distance_short"][60:, 0]).any()
+    # Back from row 50 on, and honest: in no window out again.
+    assert np.isfinite(found["distance_short"][54:70, 0]).all()
+
+
 def test_one_that_ends_early_is_missing_and_not_thrown_out():
     gradient = honest(6)
     gradient[77:, 3] = np.nan
@@ -222,24 +263,32 @@ def test_steps_at_which_nobody_has_a_gradient_are_left_out(lost):
     assert np.isfinite(found["closest_call"])
 
 
-def said(gradient):
-    found = byzantine(gradient[None], np.arange(len(gradient)))
+def test_says_where_nobody_was_left_to_look_at():
+    warnings = said(honest(1), threshold_long=1e-3, warm_up=5)[2]
+    words = "At step 5 fewer than two workers were left .* looked at 5 steps in all"
+    assert any(re.search(words, each) for each in warnings)
+    assert not any("fewer than two" in each for each in said(honest(1))[2])
+
+
+def said(gradient, **options):
+    found = byzantine(gradient[None], np.arange(len(gradient)), **options)
     dims = {each.name: each.dims for each in ANALYSIS.outputs}
     result = xr.Dataset(
         {name: (dims[name], array) for name, array in found.items()}, {"layer": ["network"]}
     )
-    return finding(result).sentence, found
+    told = finding(result)
+    return told.sentence, found, told.warnings
 
 
 def test_says_how_close_others_came_and_never_nan():
-    sentence, found = said(honest(1))
+    sentence, found, _ = said(honest(1))
     nearest, error = found["closest_call"][0], found["closest_call_se"][0]
     assert f"came to {nearest:.2f} ± {error:.2f} of the limit" in sentence
     ending = honest(1)
     ending[:, 7] *= -1
     for worker in range(7):
         ending[200 + worker :, worker] = np.nan
-    sentence, found = said(ending)
+    sentence, found, _ = said(ending)
     assert np.isnan(found["closest_call"][0])
     assert "1 would have been thrown out: 7" in sentence
     assert "nobody else has finite gradients to the end" in sentence

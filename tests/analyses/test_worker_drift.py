@@ -169,6 +169,62 @@ def test_what_cannot_be_estimated_says_why(workers, fill, status):
     assert np.isnan(found["consensus"])
 
 
+def test_one_worker_without_a_gradient_takes_only_its_cosines():
+    """Distances and diversity with it, by pairs; cosines as if it were not there."""
+    x, g = vectors(0), vectors(1)
+    g[2] = 0
+    found, others = run(x, g), run(np.delete(x, 2, 0), np.delete(g, 2, 0))
+    assert (found["status"], found["n_workers"], found["n_still"]) == (Status.OK, N, 1)
+    for name, v in (("consensus", x), ("scatter", g)):
+        pairs = distance.pdist(v, "sqeuclidean").sum() / N**2
+        assert found[name] == pytest.approx(pairs, rel=1e-12)
+        assert np.isfinite(found[f"{name}_worker_se"])
+    assert found["diversity"] == others["diversity"]
+    for name in ("cosine", "cosine_se", "cosine_min", "cosine_min_se"):
+        assert found[name] == others[name]
+    # One that moves has no other to make a cosine with.
+    g[1:] = 0
+    alone = run(x, g)
+    assert alone["status"] == Status.OK
+    assert alone["diversity"] == 1
+    assert np.isnan(alone["cosine"])
+    assert np.isnan(alone["cosine_min_se"])
+
+
+def test_two_workers_have_no_error_over_workers():
+    """Leaving either out leaves no distance: the jackknife would say that there is no error."""
+    x, g = vectors(0, 2), vectors(1, 2)
+    found = run(x, g, np.ones(2))
+    assert found["status"] == Status.OK
+    scatter = np.sum((g[0] - g[1]) ** 2) / 4
+    assert found["dissimilarity"] == pytest.approx(scatter - 0.5, rel=1e-12)
+    for name in ("consensus_worker_se", "scatter_worker_se", "dissimilarity_se"):
+        assert np.isnan(found[name])
+    assert np.isfinite(found["scatter_se"])
+    said = finding(by_step(worker_drift(x[None, None], g[None, None])))
+    assert any("its error over workers takes three or more" in each for each in said.warnings)
+    three = vectors(0, 3)[None, None]
+    said = finding(by_step(worker_drift(three, three)))
+    assert not any("takes three or more" in each for each in said.warnings)
+
+
+def test_says_whose_gradient_is_zero():
+    x, g = vectors(0)[None, None].repeat(2, 0), vectors(1)[None, None].repeat(2, 0)
+    g[0, 0, 2] = 0
+    said = finding(by_step(worker_drift(x, g)))
+    assert any("Of up to 1 workers the gradient is zero" in each for each in said.warnings)
+    g[1, 0, 1:] = 0
+    said = finding(by_step(worker_drift(x, g)))
+    assert "at step 1 no two workers have gradients other than zero, of 5" in said.sentence
+
+
+def by_step(found):
+    return xr.Dataset(
+        {name: (("step", "layer"), array) for name, array in found.items()},
+        {"step": range(len(found["status"])), "layer": ["network"]},
+    )
+
+
 @pytest.mark.parametrize(
     ("together", "said"),
     [
@@ -183,12 +239,7 @@ def test_says_when_weights_are_the_same(together, said):
     x, g = vectors(0), vectors(1)
     weight = np.stack([x[:1].repeat(N, 0) if step in together else x for step in range(8)])
     found = worker_drift(weight[:, None], np.stack([g] * 8)[:, None])
-    dims = ("step", "layer")
-    result = xr.Dataset(
-        {name: (dims, array) for name, array in found.items()},
-        {"step": range(8), "layer": ["network"]},
-    )
-    sentence = finding(result).sentence
+    sentence = finding(by_step(found)).sentence
     assert said in sentence
     # No cosine without its error.
     for name, which in (("cosine", "on average"), ("cosine_min", "at least")):
