@@ -6,7 +6,7 @@ ReLU network changes norms at will (Dinh et al. 2017). They compare networks tra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
@@ -81,12 +81,20 @@ def complexity(
     Returns
     -------
     dict of str to ndarray
-        See ``ANALYSIS.outputs``.
+        See ``ANALYSIS.outputs``. ``NON_FINITE_INPUT`` where something that was measured is not
+        finite, but for logarithms of 0: -inf where a matrix is zero, and with it the product. NaN
+        are measures that the network does not have, such as gradients by words.
     """
     steps, layers = norm.shape
     out = blank(ANALYSIS.outputs, {"step": steps, "layer": layers})
     for place in range(steps):
-        status = _status(margin[place], norm[place])
+        of_layers = (norm, distance, log_spectral_norm, log_norm, stable_rank)
+        of_function = (input_gradient_norm, class_changes, unit_changes, path_norm)
+        status = _status(
+            margin[place],
+            [each[place] for each in of_layers],
+            [np.atleast_1d(each[place]) for each in of_function],
+        )
         found: dict[str, Array | float | int] = {
             "n_examples": margin.shape[1],
             "n_pairs": class_changes.shape[1],
@@ -147,7 +155,7 @@ def _of_weights(
             "stable_rank": stable_rank,
             "path_norm": path_norm,
             "log_spectral_ratio": spectral,
-            "log_stable_ratio": spectral + np.log(stable_rank),
+            "log_stable_ratio": spectral + np.log(np.where(stable_rank > 0, stable_rank, np.nan)),
             "log_norm_ratio": 2 * log_norm - scale,
             "log_path_ratio": np.log(path_norm) - scale,
         }
@@ -181,8 +189,13 @@ def _path(
 ) -> tuple[FloatArray, Array]:
     """Return the path's length by layer up to a step, and whether it is exact."""
     passed = past_distance[:, (past_step <= step)]
+    # Of a row that is not finite nothing is known: the variation over the others is a bound too.
+    last = np.where(np.isfinite(passed), np.arange(passed.shape[1]), -1)
+    last = np.maximum.accumulate(last, axis=1)
+    known = np.take_along_axis(passed, np.maximum(last, 0), axis=1)
     # The path begins at the start, at a distance of 0.
-    length = np.abs(np.diff(passed, axis=1, prepend=0.0)).sum(axis=1)
+    known = np.where(last >= 0, known, 0.0)
+    length = np.abs(np.diff(known, axis=1, prepend=0.0)).sum(axis=1)
     complete = np.full(len(length), step == 0)
     if update_step is not None and update_norm is not None:
         norms = update_norm[:, update_step < step]
@@ -194,14 +207,29 @@ def _path(
     return length, complete
 
 
-def _status(margin: FloatArray, norm: FloatArray) -> IntArray:
-    status = np.where(np.isfinite(norm), Status.OK, Status.NON_FINITE_INPUT)
-    if not np.isfinite(margin).all():
-        return np.full(norm.shape, Status.NON_FINITE_INPUT)
+def _status(
+    margin: FloatArray, of_layers: Sequence[FloatArray], of_function: Sequence[FloatArray]
+) -> IntArray:
+    """Return the status of each layer's cell.
+
+    Parameters
+    ----------
+    margin : ndarray, shape (example,)
+        Margins.
+    of_layers : sequence of ndarray, shape (layer,)
+        What is measured of each layer; the logarithm of 0 is a number.
+    of_function : sequence of ndarray
+        What is measured of the whole network, all NaN where there is no such thing.
+    """
+    known = [np.isfinite(each) | np.isneginf(each) for each in of_layers]
+    status = np.where(np.logical_and.reduce(known), Status.OK, Status.NON_FINITE_INPUT)
+    measured = (each for each in of_function if not np.isnan(each).all())
+    if not (np.isfinite(margin).all() and all(np.isfinite(each).all() for each in measured)):
+        return np.full(status.shape, Status.NON_FINITE_INPUT)
     if margin.size < MIN_EXAMPLES:
-        return np.full(norm.shape, Status.TOO_FEW_SAMPLES)
+        return np.full(status.shape, Status.TOO_FEW_SAMPLES)
     if np.ptp(margin) == 0:
-        return np.full(norm.shape, Status.CONSTANT_INPUT)
+        return np.full(status.shape, Status.CONSTANT_INPUT)
     return status
 
 
@@ -294,7 +322,7 @@ _RATIO = "logarithm of the product over layers of "
 ANALYSIS = Analysis(
     name="complexity",
     summary="How large are the weights, how complex is the function, by what margin?",
-    version=1,
+    version=2,
     inputs=(
         Input(Variable("step", ("step",), "step", "int64"), ("complexity/step",),
               collector="Complexity()"),
@@ -326,8 +354,9 @@ ANALYSIS = Analysis(
         Variable("path_complete", _CELL, dtype="bool",
                  description="every update was recorded; else the length is a lower bound"),
         Variable("log_spectral_product", _CELL,
-                 description="logarithm of the product of spectral norms"),
-        Variable("stable_rank", _CELL, description="sum of ||W||_F^2 / spectral norm^2"),
+                 description="logarithm of the product of spectral norms; -inf if it is 0"),
+        Variable("stable_rank", _CELL,
+                 description="sum of ||W||_F^2 / spectral norm^2; 0 of vectors and zeros"),
         Variable("path_norm", _CELL, description="sum over paths of squared weights' products"),
         Variable("margin", _CELL, description="mean margin"),
         Variable("margin_se", _CELL, description="standard error"),
@@ -340,7 +369,8 @@ ANALYSIS = Analysis(
         ),
         Variable("log_spectral_ratio", _CELL, description=_RATIO + "sigma^2 / margin^2"),
         Variable("log_stable_ratio", _CELL,
-                 description=_RATIO + "sigma^2, times the stable rank, / margin^2"),
+                 description=_RATIO + "sigma^2, times the stable rank, / margin^2; NaN where that "
+                 "is 0"),
         Variable("log_norm_ratio", _CELL, description=_RATIO + "||W||_F^2 / margin^2"),
         Variable("log_path_ratio", _CELL, description="logarithm of path norm / margin^2"),
         Variable("lipschitz", _CELL, description="mean norm of the margin's input gradient"),

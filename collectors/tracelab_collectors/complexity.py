@@ -180,10 +180,12 @@ class Complexity(Scheduled):
                      "largest singular value, of (output, rest); NaN of vectors"),
             Variable("spectral_residual", layer, "1", "float64",
                      "relative residual of its square; 0 where decomposed, NaN of vectors"),
-            Variable("log_spectral_norm", layer, "1", "float64", "its logarithm; 0 of vectors"),
-            Variable("log_norm", layer, "1", "float64", "logarithm of the norm; 0 of vectors"),
+            Variable("log_spectral_norm", layer, "1", "float64",
+                     "its logarithm; 0 of vectors, -inf of zeros"),
+            Variable("log_norm", layer, "1", "float64",
+                     "logarithm of the norm; 0 of vectors, -inf of zeros"),
             Variable("stable_rank", layer, "1", "float64",
-                     "square of norm over spectral norm; 0 of vectors"),
+                     "square of norm over spectral norm; 0 of vectors and of zeros"),
             Variable("margin", example, "1", "float64", "score of the class less the best other"),
             Variable("input_gradient_norm", example, "1", "float64",
                      "norm of the margin's gradient by the input; NaN if it has none"),
@@ -241,7 +243,8 @@ class _Measurement:
             found["spectral_norm"][place], found["spectral_residual"][place] = largest, residual
             found["log_spectral_norm"][place] = found["spectral_norm"][place].log()
             found["log_norm"][place] = norm[place].log()
-            found["stable_rank"][place] = (norm[place] / found["spectral_norm"][place]).square()
+            if largest != 0:
+                found["stable_rank"][place] = (norm[place] / largest).square()
         return {"norm": norm, "distance": away} | found
 
     def _scores(self, frozen: Frozen, inputs: Any) -> Tensor:

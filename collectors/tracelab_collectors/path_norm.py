@@ -37,6 +37,7 @@ def path_norm(model: nn.Module, frozen: Frozen, inputs: Tensor) -> float:
     .. math:: \sum_c f_c(1; w^2),
 
     the outputs at an input of ones, all weights and biases squared; a bias begins paths of its own.
+    In float64: products of squares over layers soon exceed float32.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ def path_norm(model: nn.Module, frozen: Frozen, inputs: Tensor) -> float:
     frozen : Frozen
         The same, frozen.
     inputs : Tensor, shape (example, ...)
-        Of the shape and type that the model takes.
+        Of the shape that the model takes.
 
     References
     ----------
@@ -53,7 +54,7 @@ def path_norm(model: nn.Module, frozen: Frozen, inputs: Tensor) -> float:
     forward pass in Jiang, Neyshabur, Mobahi, Krishnan, Bengio, "Fantastic Generalization Measures
     and Where to Find Them", ICLR 2020.
     """
-    squares = {id(each): each.detach().square() for each in model.parameters()}
-    ones = torch.ones_like(inputs[:1])
+    squares = {id(each): each.detach().double().square() for each in model.parameters()}
+    ones = torch.ones_like(inputs[:1], dtype=torch.float64)
     with torch.no_grad():
-        return float(frozen(lambda model, batch: model(batch), ones, squares).double().sum())
+        return float(frozen(lambda model, batch: model(batch), ones, squares).sum())

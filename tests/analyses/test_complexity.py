@@ -135,6 +135,56 @@ def test_statuses():
     assert np.isnan(found["margin"]).tolist() == [[False, False], [True, False]]
 
 
+@pytest.mark.parametrize("name", ["distance", "log_spectral_norm", "log_norm", "stable_rank"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_measured_of_a_layer_and_is_not_finite_is_not_ok(name, value):
+    given = inputs()
+    given[name][1, 0] = value
+    found = complexity(**given)
+    assert found["status"].tolist() == [[0, 0], [Status.NON_FINITE_INPUT, 0]]
+    assert np.isnan(found["norm"][1, 0])
+
+
+@pytest.mark.parametrize(
+    "name", ["input_gradient_norm", "class_changes", "unit_changes", "path_norm"]
+)
+def test_what_is_measured_of_the_function_and_is_not_finite_is_not_ok(name):
+    given = inputs()
+    given[name].reshape(2, -1)[1, 0] = np.inf
+    assert complexity(**given)["status"].tolist() == [[0, 0], [Status.NON_FINITE_INPUT] * 2]
+    # What the network does not have, such as gradients by words, is NaN for all.
+    given[name][:] = np.nan
+    found = complexity(**given)
+    assert (found["status"] == Status.OK).all()
+    assert np.isfinite(found["norm"]).all()
+
+
+def test_a_matrix_of_zeros():
+    """The product is 0, and its logarithm -inf; there is no rank to take a logarithm of."""
+    given = inputs()
+    for name, value in (
+        ("norm", 0.0), ("log_spectral_norm", -np.inf), ("log_norm", -np.inf), ("stable_rank", 0.0)
+    ):  # fmt: skip
+        given[name][1, 0] = value
+    found = {name: value[1] for name, value in complexity(**given).items()}
+    assert (found["status"] == Status.OK).all()
+    for name in ("log_spectral_product", "log_spectral_ratio", "log_norm_ratio"):
+        assert found[name][0] == -np.inf
+        assert np.isfinite(found[name][1])
+    # A vector has no rank either.
+    assert np.isnan(found["log_stable_ratio"]).all()
+
+
+def test_a_path_goes_on_behind_a_row_that_is_not_finite():
+    given = inputs()
+    given["past_distance"][0, 1] = np.nan
+    found = complexity(**given)
+    # From 0 to 1 at the last row is 1, whatever was between; of the second layer as before.
+    assert found["path_length"][1].tolist() == [1, 2]
+    given["past_distance"][0, 0] = np.inf
+    assert complexity(**given)["path_length"][1].tolist() == [1, 2]
+
+
 @pytest.fixture
 def recorded(tmp_path):
     torch.manual_seed(0)

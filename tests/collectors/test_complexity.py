@@ -154,6 +154,23 @@ def test_path_norm_is_the_sum_over_paths() -> None:
     assert all(torch.equal(x, y) for x, y in zip(before, net.parameters(), strict=True))
 
 
+def test_path_norm_of_large_weights_is_a_number() -> None:
+    """Of one weight a layer it is their squares' product: 1e48, more than float32 holds."""
+    net = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(3)))
+    for parameter in net.parameters():
+        nn.init.constant_(parameter, 1e8)
+    assert path_norm(net, Frozen(net), torch.ones(1, 1)) == pytest.approx(1e48, rel=1e-12)
+
+
+def test_a_matrix_of_zeros_has_no_rank(data, path, group) -> None:
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    nn.init.zeros_(net[2].weight)
+    record(net, data, path)
+    row = group("complexity").isel(step=0).sel(layer="2.weight")
+    assert (row["norm"], row["spectral_norm"], row["stable_rank"]) == (0, 0, 0)
+    assert (row["log_spectral_norm"], row["log_norm"]) == (-math.inf, -math.inf)
+
+
 def test_no_path_norm_where_the_network_is_no_chain() -> None:
     assert chain_of(nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.ReLU()), nn.Flatten())) == ""
     assert "Tanh" in chain_of(nn.Sequential(nn.Linear(2, 2), nn.Tanh()))
