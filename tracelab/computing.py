@@ -24,6 +24,7 @@ from tracelab.keeping import Keeper
 from tracelab.planning import Plan
 from tracelab.reuse import Identity
 from tracelab.trace import Trace
+from tracelab.trace.gathered import PREFIX
 from tracelab.trace.places.objects import remove
 from tracelab.trace.resultstore import shelves, unfinished
 from tracelab.trace.resultstore.resultform import Entry, load
@@ -248,8 +249,24 @@ def _finished(
     }
     found = analysis.finding(result)
     result.attrs["finding"] = found.sentence
-    result.attrs["warnings"] = list(found.warnings)
+    result.attrs["warnings"] = [*found.warnings, *_lacking(plan, trace)]
     return result
+
+
+def _lacking(plan: Plan, trace: Trace) -> list[str]:
+    """Return of which ranks of a job a result has nothing, in words."""
+    told = []
+    for name in dict.fromkeys(plan.groups.values()):
+        attrs = trace.groups[name].attrs if name.startswith(PREFIX) else {}
+        missing = attrs.get("ranks_missing") or []
+        if missing:
+            there = sum(told_of[2] > 0 for told_of in attrs["ranks"].values())
+            told.append(
+                f"Of rank{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} nothing is "
+                f"recorded in {name}: the result is of the other {there} of "
+                f"{there + len(missing)} ranks."
+            )
+    return told
 
 
 def _store(

@@ -14,7 +14,7 @@ import xarray as xr
 from tracelab import computing, engine, planning, registry, reuse
 from tracelab.computing import Counts
 from tracelab.contracts import NETWORK, Analysis
-from tracelab.errors import DamagedError, NotRecordedError, UsageError
+from tracelab.errors import DamagedError, NotRecordedError, TraceError, UsageError
 from tracelab.trace import Trace
 from tracelab.trace import open as open_trace
 from tracelab.trace.places.locations import PathLike
@@ -38,12 +38,12 @@ def applicable(trace: Trace) -> dict[str, str | None]:
     }
 
 
-def _problems(trace: Trace) -> dict[str, UsageError | DamagedError | None]:
-    found: dict[str, UsageError | DamagedError | None] = {}
+def _problems(trace: Trace) -> dict[str, UsageError | TraceError | None]:
+    found: dict[str, UsageError | TraceError | None] = {}
     for name, analysis in registry.analyses().items():
         try:
             planning.plan(analysis, trace, analysis.resolve({}))
-        except (UsageError, DamagedError) as error:
+        except (UsageError, TraceError) as error:
             found[name] = error
         else:
             found[name] = None

@@ -154,6 +154,34 @@ def test_the_size_of_a_probes_batches_is_not_that_of_micro_batches(tmp_path):
     assert named.reads["batch_size"].value == 64
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_rank_that_never_began_leaves_the_others_to_be_read(begins, tmp_path):
+    """Two of three ranks: the numbers are of their passes, and who lacks is said."""
+    g = micro_batches(np.random.default_rng(4), 30, 4, 4.0)
+    path = tmp_path / "a"
+    with tracelab.create(path, {"u": (25,), "v": (15,)}, run="job", world_size=3):
+        pass
+    ranks = {0: g[:, :2], 2: g[:, 2:]} | ({1: g[:0]} if begins else {})
+    for rank, rows in ranks.items():
+        options = {"rank": rank, "world_size": 3, "run": "job"}
+        with tracelab.create(path, {"u": (25,), "v": (15,)}, **options) as writer:
+            writer.define("micro_batches", kind="noise", attrs={"batch_size": B})
+            for step, row in enumerate(rows):
+                writer.append("micro_batches", step=step, full=row)
+    result = tracelab.analyze(str(path), "training_noise")["training_noise"]
+    row = result.sel(layer="network")
+    assert (row["status"], row["n_batches"], row["n_missing"]) == (Status.OK, 4, 0)
+    expected = run(g)
+    for name in ("noise_scale", "trace_cov"):
+        # Gradients are rounded to float32 when they are stored.
+        np.testing.assert_allclose(row[name], expected[name], rtol=1e-5)
+    words = (
+        "Of rank 1 nothing is recorded in workers/micro_batches: the result is of the other 2 of "
+        "3 ranks."
+    )
+    assert words in result.attrs["warnings"]
+
+
 def test_declares_what_it_returns():
     found = run(micro_batches(np.random.default_rng(0), 30, 2, 1.0))
     assert set(found) == {each.name for each in ANALYSIS.outputs}

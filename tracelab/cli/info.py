@@ -37,11 +37,15 @@ def info(trace: str, as_json: bool) -> None:
 
 
 def _text(summary: Mapping[str, Any]) -> str:
-    layers = summary["layers"]
+    from tracelab.trace.ranks import unfinished
+
+    layers, ranks = summary["layers"], summary["ranks"]
+    states = {int(rank): each["state"] for rank, each in ranks.items()}
+    notes = [note for note in (*summary["incomplete_reasons"], unfinished(states)) if note]
     facts = {
         "trace": summary["location"],
         "run": summary["run"],
-        "state": " - ".join([summary["state"], *summary["incomplete_reasons"]]),
+        "state": " - ".join([summary["state"], *notes]),
         "created": summary["created"],
         "model": _words(summary["model"]),
         "optimizer": _words(summary["optimizer"]),
@@ -70,7 +74,6 @@ def _text(summary: Mapping[str, Any]) -> str:
         )
     else:
         blocks.append("nothing recorded yet")
-    ranks = summary["ranks"]
     if ranks:
         blocks.append(
             table(

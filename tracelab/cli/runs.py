@@ -57,12 +57,14 @@ def runs(
 
     A TRACE is a location, a folder of traces, or a quoted pattern such as 'runs/**/*.zarr'.
     """
+    from tracelab.trace.ranks import unfinished
+
     found = _open(traces, conditions, results)
     form = "json" if as_json else form
     rows = [
         {
             "run": name,
-            "state": trace.state,
+            "state": ", ".join(filter(None, (trace.state, unfinished(trace.rank_states)))),
             "rows": max(trace.rows.values(), default=0),
             "results": ", ".join(trace.results),
             **{

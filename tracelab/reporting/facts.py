@@ -12,6 +12,7 @@ import xarray as xr
 from tracelab.errors import DamagedError
 from tracelab.reporting.numbers import number, value_text
 from tracelab.trace import Trace
+from tracelab.trace.ranks import unfinished
 
 __all__ = ["Fact", "facts"]
 
@@ -71,8 +72,9 @@ def _run(trace: Trace) -> str:
 
 
 def _state(trace: Trace) -> str:
-    reasons = "; ".join(str(reason) for reason in trace.attrs.get("incomplete_reasons") or ())
-    return f"{trace.state}: {reasons}" if reasons else str(trace.state)
+    reasons = [str(reason) for reason in trace.attrs.get("incomplete_reasons") or ()]
+    reasons += [note] if (note := unfinished(trace.rank_states)) else []
+    return f"{trace.state}: {'; '.join(reasons)}" if reasons else str(trace.state)
 
 
 def _created(trace: Trace) -> str:

@@ -2,7 +2,8 @@
 
 A group is gathered if its rows are samples: if all of its arrays have a dimension ``worker``, or
 all have a dimension ``batch`` of minibatches that training itself took. Those of a probe are not:
-ranks with the same seed draw the same. Along it the ranks follow each other by number. Steps
+ranks with the same seed draw the same. Along it the ranks follow each other by number: every one
+along ``worker``, so that a position is a rank, and along ``batch`` those that have a row. Steps
 are those of any rank. Where a rank has no row there is NaN, so that numbers of any type are
 read as floating numbers. Nothing is copied: each part is read from the trace that has it.
 """
@@ -89,8 +90,8 @@ class Gathered:
     def dataset(self, name: str) -> xr.Dataset:
         """Return a group as `tracelab.trace.reading.datasets.dataset` does; ``worker`` is labelled.
 
-        Its attributes are the ranks' and ``ranks``: by rank the run, its generation, the rows, and
-        when the trace was made.
+        Its attributes are the ranks', ``ranks``: by rank the run, its generation, the rows, and
+        when the trace was made; and ``ranks_missing``: those of the job that have no row.
 
         Raises
         ------
@@ -170,7 +171,11 @@ class Gathered:
             ]
             for rank, trace in traces.items()
         }
-        return _Group(dimension, world, steps, rows, stored, described, attrs)
+        there = [rank for rank, own in labels.items() if own.size]
+        attrs["ranks_missing"] = sorted(set(range(world)) - set(there))
+        # A batch that no rank has is none; a worker's number is its rank.
+        members = range(world) if dimension == "worker" else there or list(having)
+        return _Group(dimension, tuple(members), steps, rows, stored, described, attrs)
 
     def _check(
         self,
@@ -189,6 +194,7 @@ class Gathered:
                 self._differ(name, like, rank, "the dimension of samples")
         shapes: dict[str, tuple[int, Any]] = {}
         extents: dict[str, tuple[int, int]] = {}
+        dtypes: dict[str, tuple[int, str]] = {}
         for rank, arrays in stored.items():
             for key, array in arrays.items():
                 inner = [*zip(array.dims, array.shape, strict=True)]
@@ -196,19 +202,27 @@ class Gathered:
                 told = shapes.setdefault(key, (rank, form))
                 if told[1] != form:
                     self._differ(name, told[0], rank, f"shape or unit of {key!r}")
+                known_as = dtypes.setdefault(key, (rank, str(array.dtype)))
+                if known_as[1] != str(array.dtype):
+                    both_of = f"{known_as[1]} and {array.dtype}"
+                    self._differ(name, known_as[0], rank, f"the dtype of {key!r}, {both_of}")
                 for dim, size in form[0]:
                     there = extents.setdefault(dim, (rank, size))
                     if there[1] != size:
                         self._differ(name, there[0], rank, f"how many there are along {dim!r}")
+        rows = {rank: _rows(arrays) for rank, arrays in stored.items()}
         tables = {rank: _tables(dataset) for rank, dataset in datasets.items()}
         for rank, dataset in others:
+            for key in _SHARED:
+                if dataset.attrs.get(key) != known.attrs.get(key):
+                    self._differ(name, first, rank, f"the attribute {key!r}")
+            alone = sorted(rows[first] ^ rows[rank])
+            if alone:
+                self._differ(name, first, rank, f"the array {alone[0]!r}, which only one has")
             for key in sorted(tables[first].keys() | tables[rank].keys()):
                 both = key in tables[first] and key in tables[rank]
                 if not (both and np.array_equal(tables[first][key], tables[rank][key])):
                     self._differ(name, first, rank, f"{key!r}, as where weights are sharded")
-            for key in _SHARED:
-                if dataset.attrs.get(key) != known.attrs.get(key):
-                    self._differ(name, first, rank, f"the attribute {key!r}")
         if dimension == "worker" and any(
             dataset.sizes.get("worker", 1) != 1 for dataset in datasets.values()
         ):
@@ -246,8 +260,8 @@ class _Group:
     ----------
     dimension : str
         Along which ranks follow each other.
-    world : int
-        How many ranks the job has.
+    members : tuple of int
+        The ranks along it.
     steps : ndarray of int64
         Steps of any rank.
     rows : mapping of int to ndarray of int64
@@ -261,7 +275,7 @@ class _Group:
     """
 
     dimension: str
-    world: int
+    members: tuple[int, ...]
     steps: IntArray
     rows: Mapping[int, IntArray]
     stored: Mapping[int, Mapping[str, Stored]]
@@ -277,11 +291,16 @@ class _Group:
             for array in arrays
             if self.dimension in array.dims
         }
-        return self.world * each
+        return len(self.members) * each
 
     def array(self, key: str) -> Stored:
         """Return one array of all ranks."""
-        having = {rank: arrays[key] for rank, arrays in self.stored.items() if key in arrays}
+        places = {rank: place for place, rank in enumerate(self.members)}
+        having = {
+            places[rank]: arrays[key]
+            for rank, arrays in self.stored.items()
+            if key in arrays and rank in places
+        }
         one = next(iter(having.values()))
         if key != "step" and one.dims[:1] != ("step",):
             return one
@@ -290,16 +309,16 @@ class _Group:
             return Stored(one.dims, shape, one.chunk, self.steps.dtype, one.units, self.steps)
         axis = one.dims.index(self.dimension)
         each = one.shape[axis]
-        shape = (*shape[:axis], self.world * each, *shape[axis + 1 :])
+        shape = (*shape[:axis], len(self.members) * each, *shape[axis + 1 :])
         dtype = one.dtype if one.dtype.kind == "f" else np.dtype(np.float64)
-        rows = {rank: self.rows[rank] for rank in having}
+        rows = {places[rank]: own for rank, own in self.rows.items() if rank in places}
         source = _Together(shape, dtype, axis, each, having, rows)
         return Stored(one.dims, shape, one.chunk, dtype, one.units, source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Together:
-    """An array of all ranks, read from those that have the wanted part."""
+    """An array of all ranks, read from those that have the wanted part, by their places."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -320,16 +339,16 @@ class _Together:
             for item, size in zip(index, self.shape, strict=True)
         ]
         out = np.full([len(span) for span in spans], np.nan, self.dtype)
-        for rank, stored in self.stored.items():
-            self._fill(out, spans, rank, stored)
+        for place, stored in self.stored.items():
+            self._fill(out, spans, place, stored)
         kept = tuple(slice(None) if isinstance(item, slice) else 0 for item in index)
         return out[kept]
 
-    def _fill(self, out: Array, spans: list[range], rank: int, stored: Stored) -> None:
+    def _fill(self, out: Array, spans: list[range], place: int, stored: Stored) -> None:
         wanted = np.asarray(spans[0])
-        places = np.searchsorted(self.rows[rank], wanted)
-        here = np.append(self.rows[rank], -1)[places] == wanted
-        samples = np.asarray(spans[self.axis]) - rank * self.each
+        places = np.searchsorted(self.rows[place], wanted)
+        here = np.append(self.rows[place], -1)[places] == wanted
+        samples = np.asarray(spans[self.axis]) - place * self.each
         own = (samples >= 0) & (samples < self.each)
         if not (here.any() and own.any()):
             return
@@ -360,6 +379,11 @@ def _dimension(trace: Trace, name: str) -> str | None:
     found = next((dim for dim in SAMPLES if rows and all(dim in dims for dims in rows)), None)
     drawn = found == "batch" and "replacement" in trace.groups[name].attrs
     return None if drawn else found
+
+
+def _rows(arrays: Mapping[str, Stored]) -> set[str]:
+    """Return the names of arrays that have a row a step."""
+    return {key for key, array in arrays.items() if array.dims[:1] == ("step",)}
 
 
 def _tables(dataset: xr.Dataset) -> dict[str, Array]:

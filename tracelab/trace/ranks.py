@@ -13,9 +13,10 @@ from tracelab.trace.writing import documents
 if TYPE_CHECKING:
     from tracelab.trace.reading.reader import Trace
 
-__all__ = ["Ranks", "begin_workers", "describe_ranks", "place"]
+__all__ = ["Ranks", "begin_workers", "describe_ranks", "place", "unfinished"]
 
 MAX_RANK = 10**6
+MAX_LISTED = 4096
 
 
 class Ranks(Mapping[int, "Trace"]):
@@ -73,19 +74,40 @@ def place(location: Location, rank: int, world_size: int | None = None) -> Locat
     return location.at(f"{WORKERS}/rank-{rank:03d}")
 
 
-def describe_ranks(ranks: Mapping[int, Trace]) -> dict[str, dict[str, Any]]:
+def describe_ranks(ranks: Mapping[int, Trace], attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is in the traces of ranks, as JSON can hold it; of a damaged one, what is wrong.
 
-    Each has ``state``, ``run`` and ``rows`` by group.
+    Each has ``state``, ``run`` and ``rows`` by group. The state of a rank that has no trace where
+    others have is ``missing``: it recorded nothing.
+
+    Parameters
+    ----------
+    ranks : mapping of int to Trace
+        Traces of ranks, by rank.
+    attrs : mapping
+        Attributes of the trace of the whole, which says how many ranks there are.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[int, dict[str, Any]] = {}
+    sizes = [attrs.get("world_size", 0)]
     for rank in ranks:
         try:
             trace = ranks[rank]
-            found[str(rank)] = {"state": trace.state, "run": trace.run, "rows": trace.rows}
+            found[rank] = {"state": trace.state, "run": trace.run, "rows": trace.rows}
+            sizes.append(trace.attrs.get("world_size", 0))
         except TraceError as error:
-            found[str(rank)] = {"state": "damaged", "run": None, "rows": {}, "problem": str(error)}
-    return found
+            found[rank] = {"state": "damaged", "run": None, "rows": {}, "problem": str(error)}
+    world = max(size for size in (*sizes, max(ranks, default=-1) + 1) if type(size) is int)
+    # Nobody lists a million ranks because one says so.
+    listed = range(world) if found and world <= MAX_LISTED else sorted(found)
+    missing = {"state": "missing", "run": None, "rows": {}}
+    return {str(rank): found.get(rank, missing) for rank in listed}
+
+
+def unfinished(states: Mapping[int, str]) -> str:
+    """Return which ranks' recording is not complete and why, in words; "" if all are."""
+    return ", ".join(
+        f"rank {rank} {state}" for rank, state in states.items() if state != "complete"
+    )
 
 
 def begin_workers(sink: Sink) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,6 +66,7 @@ def test_rows_of_ranks_stand_side_by_side_with_nan_where_one_has_none(job):
     # Nothing is lost without a word: how many rows each rank has.
     rows = {rank: told[2] for rank, told in group.attrs["ranks"].items()}
     assert rows == {"0": 4, "2": 6, "3": 12}
+    assert group.attrs["ranks_missing"] == [1]
 
 
 @pytest.mark.parametrize(
@@ -172,19 +174,30 @@ def test_content_is_another_where_a_rank_was_recorded_anew(job):
     assert not np.array_equal(after["x"].values, numbers, equal_nan=True)
 
 
-def test_a_rank_that_ended_before_its_first_row_is_missing(tmp_path):
-    """What its group's arrays would have been nobody knows: the others say it."""
+@pytest.mark.parametrize("begins", [True, False])
+def test_minibatches_of_a_rank_without_a_row_are_none(begins, tmp_path):
+    """It ended before its first row, or has no trace at all: the others' follow each other."""
     path = tmp_path / "run.zarr"
     with create(path, LAYERS, run="job"):
         pass
-    for rank in range(2):
-        with create(path, LAYERS, rank=rank, world_size=2, run="job") as writer:
+    for rank in (0, 1, 2) if begins else (0, 2):
+        with create(path, LAYERS, rank=rank, world_size=3, run="job") as writer:
             writer.define("micro_batches", kind="noise")
-            if rank:
-                writer.append("micro_batches", step=0, projected=np.ones((3, 2, 4)))
-    found = tracelab.open(path).groups["workers/micro_batches"]["projected"].values
-    assert np.isnan(found[0, :3]).all()
-    assert (found[0, 3:] == 1).all()
+            if rank != 1:
+                writer.append("micro_batches", step=rank, projected=np.full((3, 2, 4), 1 + rank))
+                writer.append("micro_batches", step=7, projected=np.full((3, 2, 4), 5 + rank))
+    group = tracelab.open(path).groups["workers/micro_batches"]
+    assert group.attrs["ranks_missing"] == [1]
+    found = group["projected"].values[..., 0, 0]
+    assert group["step"].values.tolist() == [0, 2, 7]
+    nan = np.nan
+    np.testing.assert_array_equal(
+        found, [[1, 1, 1, nan, nan, nan], [nan, nan, nan, 3, 3, 3], [5, 5, 5, 7, 7, 7]]
+    )
+    # The second rank's, from the middle of its passes on.
+    stored = tracelab.open(path).stored("workers/micro_batches")["projected"]
+    part = stored[(slice(1, 3), slice(2, 5), slice(0, 1), slice(0, 1))][..., 0, 0]
+    np.testing.assert_array_equal(part, found[1:3, 2:5])
 
 
 def with_groups(path, *definitions):
@@ -202,6 +215,7 @@ ONE = np.ones((1, 2, 5), np.float32)
 WORKER = {"kind": "workers", "variables": OWN[:1]}
 BATCH = {"kind": "noise"}
 SAMPLED = np.ones((3, 10))
+PROJECTED = np.ones((3, 2, 10))
 TABLE = (np.repeat([0, 1], [6, 4]), np.concatenate([np.arange(6)[::-1], np.arange(4)]))
 
 
@@ -239,8 +253,34 @@ TABLE = (np.repeat([0, 1], [6, 4]), np.concatenate([np.arange(6)[::-1], np.arang
             ],
             "differ in 'coordinate_index'",
         ),
+        (
+            [
+                (WORKER, {"x": ONE}),
+                ({"kind": "workers", "variables": (replace(OWN[0], dtype="float64"),)}, {"x": ONE}),
+            ],
+            "differ in the dtype of 'x', float(32 and float64|64 and float32)",
+        ),
+        (
+            [
+                ({**BATCH, "sketches": [tracelab.Sample(10)]}, {"sampled": SAMPLED}),
+                ({**BATCH, "sketches": [tracelab.Project(10)]}, {"projected": PROJECTED}),
+            ],
+            "differ in the attribute 'sketches'",
+        ),
+        (
+            [(BATCH, {"sampled": SAMPLED}), (BATCH, {"projected": PROJECTED})],
+            "differ in the array '(projected|sampled)', which only one has",
+        ),
     ],
-    ids=["other signs", "no samples", "other passes", "other coordinates"],
+    ids=[
+        "other signs",
+        "no samples",
+        "other passes",
+        "other coordinates",
+        "other dtype",
+        "other sketches",
+        "other arrays",
+    ],
 )
 def test_numbers_of_different_kinds_do_not_stand_side_by_side(definitions, words, tmp_path):
     for order in (1, -1):

@@ -18,6 +18,7 @@ from zarr.storage import MemoryStore
 import tracelab
 from tracelab.cli import main
 from tracelab.errors import NotRecordedError, TraceError, UsageError
+from tracelab.reporting.facts import facts
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
 
@@ -261,6 +262,7 @@ def test_info_lists_ranks(tmp_path):
         writer.mark_incomplete("a reason")
     found = json.loads(CliRunner().invoke(main, ["info", str(path), "--json"]).stdout)
     assert found["ranks"] == {
+        "0": {"state": "missing", "run": None, "rows": {}},
         "1": {"state": "complete", "run": "job", "rows": {"steps": 3}},
         "2": {"state": "incomplete", "run": tracelab.open(path).ranks[2].run, "rows": {}},
     }
@@ -268,6 +270,48 @@ def test_info_lists_ranks(tmp_path):
     lines = [line.split() for line in text.splitlines()]
     assert ["1", "complete", "steps", "3"] in lines
     assert ["2", "incomplete", "none"] in lines
+
+
+def test_a_job_is_not_complete_where_its_ranks_are_not(tmp_path):
+    """The whole was closed; one rank is incomplete, one is damaged, one not there, one records."""
+    path = record(tmp_path / "a", world_size=6)
+    for rank in (0, 1, 3, 5):
+        record(path, rank=rank, world_size=6)
+    with create(path, LAYERS, rank=2, world_size=6) as writer:
+        writer.mark_incomplete("a reason")
+    (path / "workers/rank-003/zarr.json").write_text("{")
+    live = create(path, LAYERS, rank=5, world_size=6, overwrite=True)
+    try:
+        trace = open_trace(path)
+        states = ["complete", "complete", "incomplete", "damaged", "missing", "recording"]
+        assert trace.rank_states == dict(enumerate(states))
+        # What the whole holds by itself is complete.
+        assert trace.state == "complete"
+        assert "of its 6 ranks: see trace.rank_states" in repr(trace)
+        assert "of its 6 ranks" in trace._repr_html_()
+        words = "complete - rank 2 incomplete, rank 3 damaged, rank 4 missing, rank 5 recording"
+        # What is wrong with one rank is no reason to say nothing of the others.
+        text = CliRunner().invoke(main, ["info", str(path)]).stdout
+        assert f"state      {words}\n" in text
+        assert ["4", "missing", "none"] in [line.split() for line in text.splitlines()]
+        listed = CliRunner().invoke(main, ["runs", str(path)]).stdout
+        assert words.replace(" - ", ", ") in listed
+        (state,) = [each for each in facts({"a": trace}) if each.name == "state"]
+        assert state.values == (words.replace(" - ", ": "),)
+    finally:
+        live.close()
+
+
+def test_a_job_whose_ranks_are_complete_is(tmp_path):
+    path = record(tmp_path / "a", world_size=2)
+    # Of a job of which only the whole was recorded no rank is missing.
+    assert open_trace(path).rank_states == {}
+    for rank in range(2):
+        record(path, rank=rank, world_size=2)
+    assert open_trace(path).rank_states == {0: "complete", 1: "complete"}
+    text = CliRunner().invoke(main, ["info", str(path)]).stdout
+    assert "state      complete\n" in text
+    assert "rank_states" not in repr(open_trace(path).ranks[0])
 
 
 def test_a_rank_without_a_trace_is_not_listed(tmp_path):

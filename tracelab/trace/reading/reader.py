@@ -158,7 +158,10 @@ class Trace:
 
     @property
     def state(self) -> str:
-        """``"recording"``, ``"complete"`` or ``"incomplete"``."""
+        """``"recording"``, ``"complete"`` or ``"incomplete"``: of what this trace itself holds.
+
+        The traces of ranks inside have states of their own, `rank_states`.
+        """
         state: str = self._snapshot.attrs["state"]
         return state
 
@@ -287,6 +290,12 @@ class Trace:
         return Ranks(tuple(paths), lambda rank: Trace(self._location.at(paths[rank])))
 
     @property
+    def rank_states(self) -> dict[int, str]:
+        """State of each rank of a job: its trace's, ``"damaged"``, or ``"missing"`` without one."""
+        told = describe_ranks(self.ranks, self._snapshot.attrs)
+        return {int(rank): str(each["state"]) for rank, each in told.items()}
+
+    @property
     def gathered(self) -> Gathered:
         """What the ranks recorded, side by side."""
         if self._gathered is None:
@@ -300,7 +309,7 @@ class Trace:
     def summary(self) -> dict[str, Any]:
         """Return what is in the trace, as JSON can hold it."""
         found = render.summary(self._location, self._snapshot, self.groups, lambda: self.layers)
-        return {**found, "ranks": describe_ranks(self.ranks)}
+        return {**found, "ranks": describe_ranks(self.ranks, self._snapshot.attrs)}
 
     def close(self) -> None:
         """Release what the store holds open; lazy datasets cannot be read any more."""

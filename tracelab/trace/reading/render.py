@@ -119,7 +119,10 @@ def _lines(name: str, snapshot: Snapshot) -> tuple[list[tuple[str, str]], list[t
 
 
 def _state(attrs: Mapping[str, Any]) -> str:
-    reasons = attrs.get("incomplete_reasons") or []
+    reasons = list(attrs.get("incomplete_reasons") or [])
+    if "world_size" in attrs and "rank" not in attrs:
+        # They are not opened for a line of text.
+        reasons.append(f"of its {attrs['world_size']} ranks: see trace.rank_states")
     return " · ".join([str(attrs["state"]), *map(str, reasons)])
 
 
