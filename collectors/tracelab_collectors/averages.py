@@ -19,6 +19,7 @@ from tracelab.sketch import splitmix64
 from tracelab.trace import Trace
 from tracelab.trace.places.locations import PathLike
 from tracelab.typing import Array, FloatArray
+from tracelab_collectors import averages_arguments as given
 from tracelab_collectors import batch_norm as normalisation
 from tracelab_collectors.batch_means import BatchMeans
 from tracelab_collectors.collector import Loss
@@ -38,6 +39,7 @@ LINE = (-0.5, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 KIND = "averages"
 _POINTS = 2
 _BATCH_NORM = ("recompute", "keep")
+_CALLED = "they are called with the model and a batch as the data give it"
 
 
 def measure_averages(
@@ -77,14 +79,15 @@ def measure_averages(
     trace : Trace, str or path
         The trace of a run, with ``Weights(sketch=tracelab.Full())``.
     out : str or path
-        Where the new trace goes: group ``averages``, one row for each last step of a window.
+        Where the new trace goes, and none is yet: group ``averages``, one row for each last step
+        of a window.
     model : nn.Module, optional
         A model with the trained parameters' names and shapes; it is copied and not changed.
     loss, data, data_size
         As given to ``attach``: ``loss(model, batch)`` is the mean over the batch's examples.
     windows : sequence of (start, stop) or float
-        First and last step, both included; or the last share of the steps from the first to the
-        last one at which weights are stored.
+        First and last step, both included, among those at which weights are stored; or the last
+        share of the steps from the first to the last of them.
     sets : mapping of str to Dataset or callable, optional
         What to measure loss and error on besides.
     error : callable, optional
@@ -95,7 +98,7 @@ def measure_averages(
     batch_size : int
         Examples in each, drawn with replacement.
     learning_rate : float, optional
-        :math:`\eta`. Default: that recorded at the last step before the window's end.
+        :math:`\eta`, above 0. Default: that recorded at the last step before the window's end.
     line : sequence of float
         Where on the line: 0 is the last weights, 1 the average.
     batch_norm : {"recompute", "keep"}
@@ -115,7 +118,7 @@ def measure_averages(
         If the weights are not stored, or at fewer than two steps of a window.
     UsageError
         If the model does not fit, loss or data are missing or fail, there is no learning rate, or
-        an argument is invalid.
+        an argument is invalid. Nothing is written but where they fail later than at first.
 
     Notes
     -----
@@ -132,37 +135,29 @@ def measure_averages(
         ("draws", draws), ("batch_size", batch_size), ("data_batch_size", data_batch_size)
     ):  # fmt: skip
         at_least(1, **{f"measure_averages' {name}": value})
+    at_least(0, **{"measure_averages' seed": seed})
     if batch_norm not in _BATCH_NORM:
         raise UsageError(f"batch_norm must be one of {', '.join(_BATCH_NORM)}, got {batch_norm!r}")
+    places = given.places(line)
+    given.check_model(model, loss=loss, data=data, sets=sets, error=error)
+    others = given.named_sets(sets)
     opened = trace if isinstance(trace, Trace) else tracelab.open(trace)
+    given.check_vacant(out)
     weights = StoredWeights.of(opened, group, whole=model is not None)
-    chosen = _windows(windows, weights)
-    others = dict(sets or {})
-    if "data" in others:
-        raise UsageError("sets= names a set 'data', which is what data= is called; rename it")
+    chosen = given.windows_of(windows, weights)
+    by_end: dict[int, list[tuple[int, int]]] = {}
+    for start, stop in chosen:
+        by_end.setdefault(stop, []).append((start, stop))
+    most = max(map(len, by_end.values()))
+    rates = given.rates(opened, by_end, learning_rate, needed=model is not None)
+    names = ["data", *others]
     subject = None
-    if model is not None:
-        if loss is None or data is None:
-            missing = "loss" if loss is None else "data"
-            raise UsageError(f"measure_averages measures a model and needs {missing}=")
+    if model is not None and loss is not None:
         subject = _Subject.of(
             model, loss, error, weights,
             {"data": (data, data_size)} | {name: (each, None) for name, each in others.items()},
             piece=data_batch_size, recompute=batch_norm == "recompute", seed=seed,
         )  # fmt: skip
-    names = ["data", *others]
-    by_end: dict[int, list[tuple[int, int]]] = {}
-    for start, stop in chosen:
-        by_end.setdefault(stop, []).append((start, stop))
-    most = max(map(len, by_end.values()))
-    rates = {
-        stop: _rate(opened, stop) if learning_rate is None else learning_rate for stop in by_end
-    }
-    if subject is not None and not all(map(math.isfinite, rates.values())):
-        raise UsageError(
-            "no finite learning rate is recorded before the end of each window, and noise moves "
-            "the weights by it; give learning_rate="
-        )
     with tracelab.create(out, weights.shapes) as writer:
         writer.define(
             KIND,
@@ -185,13 +180,14 @@ def measure_averages(
                     "distance": weights.distances(window),
                     "spread": np.sqrt(window.squares),
                 }
-                sizes = {"set": len(names), "draw": draws, "place": len(line)}
-                measured = (
-                    _nothing(sizes)
-                    if subject is None
-                    else subject.measured(window, rate, draws, batch_size, tuple(line))
-                )
-                rows.append(row | measured)
+                sizes = {"set": len(names), "draw": draws, "place": len(places)}
+                if subject is None:
+                    row |= _nothing(sizes)
+                else:
+                    where = f"at weights of the window {window.start} to {window.stop}"
+                    with refusing("loss or error", where, _CALLED):
+                        row |= subject.measured(window, rate, draws, batch_size, places)
+                rows.append(row)
             padded = {
                 name: np.stack(
                     [each[name] for each in rows]
@@ -199,7 +195,7 @@ def measure_averages(
                 )
                 for name in rows[0]
             }
-            writer.append(KIND, step=stop, learning_rate=rate, position=np.array(line), **padded)
+            writer.append(KIND, step=stop, learning_rate=rate, position=np.array(places), **padded)
 
 
 def averages_variables() -> tuple[Variable, ...]:
@@ -249,46 +245,6 @@ def _nothing(sizes: Mapping[str, int]) -> dict[str, Array]:
     }
 
 
-def _windows(
-    windows: Sequence[tuple[int, int] | float], weights: StoredWeights
-) -> list[tuple[int, int]]:
-    """Return first and last step of each window, as weights are stored.
-
-    Raises
-    ------
-    UsageError
-        If one is neither a share nor a pair of rising steps, or holds no stored weights.
-    """
-    steps, found = weights.steps, []
-    if not windows:
-        raise UsageError("windows must name one window or more, got none")
-    for each in windows:
-        if isinstance(each, (int, float)):
-            if not 0 < each <= 1:
-                raise UsageError(f"a window must be a share in (0, 1] or (start, stop), got {each}")
-            start, stop = math.ceil(steps[-1] - each * (steps[-1] - steps[0])), int(steps[-1])
-        else:
-            start, stop = each
-        inside = steps[(steps >= start) & (steps <= stop)]
-        if start > stop or inside.size == 0:
-            raise UsageError(
-                f"the window {each!r} holds no stored weights; they are stored from step "
-                f"{steps[0]} to {steps[-1]}"
-            )
-        weights.rows(start, stop)
-        found.append((int(start), int(inside[-1])))
-    return found
-
-
-def _rate(trace: Trace, stop: int) -> float:
-    """Return the learning rate recorded before a step; NaN where there is none."""
-    steps = trace.groups.get("steps")
-    if steps is None or "learning_rate" not in steps:
-        return math.nan
-    before = np.flatnonzero(steps["step"].values < stop)
-    return float(steps["learning_rate"].values[before[-1]]) if before.size else math.nan
-
-
 @dataclass(frozen=True)
 class _Subject:
     """A copy of the model whose weights are set, and what it is measured on.
@@ -331,12 +287,12 @@ class _Subject:
         recompute: bool,
         seed: int,
     ) -> _Subject:
-        """Return it, after the loss of a few examples.
+        """Return it, rehearsed.
 
         Raises
         ------
         UsageError
-            If parameters are not those stored, or loss or error fail.
+            If parameters are not those stored, data cannot be indexed, or loss or error fail.
         """
         own = copy.deepcopy(model)
         own.eval()
@@ -357,21 +313,48 @@ class _Subject:
         device = next(own.parameters()).device
         found = cls(
             own, loss, error, [trained[name] for name in weights.shapes],
-            {name: Indexed.of(each, size, device) for name, (each, size) in sets.items()},
+            {name: given.indexed(name, *each, device) for name, each in sets.items()},
             piece, recompute, seed,
         )  # fmt: skip
-        remedy = "they are called with the model and a batch as the data give it"
-        for data in found.sets.values():
-            batch = data.batch(torch.arange(min(data.size, 2)))
-            with (
-                forked_generators(seed),
-                torch.no_grad(),
-                refusing("loss or error", "on the first examples", remedy),
-            ):
-                loss(own, batch)
-                if error is not None:
-                    error(own, batch)
+        with in_mode("eval", loss, error):
+            found._rehearse()
         return found
+
+    def _rehearse(self) -> None:
+        """Call what will be called on a few examples, before anything is written.
+
+        Raises
+        ------
+        UsageError
+            If it fails, or gives neither a mean nor a value an example.
+        """
+        what = {"loss": self.loss} | ({} if self.error is None else {"error": self.error})
+        for name, data in self.sets.items():
+            where = f"on the first examples of {name}"
+            with refusing("loss or error", where, _CALLED), forked_generators(self.seed):
+                count = min(data.size, 2)
+                batch = data.batch(torch.arange(count))
+                with torch.no_grad():
+                    for each, function in what.items():
+                        BatchMeans(each, count).take(function(self.model, batch), count)
+                if name == "data":
+                    self._gradient(batch)
+        if self.recompute:
+            # The last piece is the smallest.
+            indices = self._pieces("data")[-1]
+            remedy = (
+                "batch normalisation takes no single value: give data_batch_size=2 or more, or "
+                "batch_norm='keep'"
+            )
+            where = f"on a piece of {len(indices)} of {self.sets['data'].size} examples"
+            with refusing("a pass for batch normalisation", where, remedy):
+                batch = self.sets["data"].batch(indices)
+                with forked_generators(self.seed):
+                    normalisation.recompute(
+                        self.model,
+                        lambda each: self.loss(self.model, each),
+                        [(batch, len(indices))],
+                    )
 
     def measured(
         self, window: Window, rate: float, draws: int, batch_size: int, line: tuple[float, ...]

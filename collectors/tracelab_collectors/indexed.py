@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ class Indexed:
         Raises
         ------
         UsageError
-            If `data` is neither, or its size is unknown or 0.
+            If `data` is neither, or its size is unknown, 0 or more than it has.
         """
         indexed = hasattr(data, "__getitem__") and not isinstance(data, IterableDataset)
         if not indexed and not callable(data):
@@ -91,7 +92,13 @@ class Indexed:
             )
         if size is None and not hasattr(data, "__len__"):
             raise UsageError(f"data={data!r} has no length; give data_size=")
-        count = len(data) if size is None else size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, Integral)):
+            raise UsageError(f"data_size must be a number of examples, got {size!r}")
+        count = len(data) if size is None else int(size)
+        if hasattr(data, "__len__") and count > len(data):
+            raise UsageError(
+                f"data_size={count}, and data has {len(data)} examples; leave data_size= out"
+            )
         if count < 1:
             raise UsageError("data holds no example; give a dataset that does")
         if not indexed:

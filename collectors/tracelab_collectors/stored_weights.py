@@ -85,7 +85,7 @@ class StoredWeights:
         NotRecordedError
             If there is no such group, or it does not hold what is needed.
         """
-        if trace.kinds.get(group) != "weights":
+        if not isinstance(group, str) or trace.kinds.get(group) != "weights":
             raise NotRecordedError(
                 f"the trace has no group {group!r} of weights; record Weights(sketch=tracelab."
                 f"Full()). It holds: {', '.join(trace.groups) or 'no group'}"

@@ -299,7 +299,8 @@ def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
     data = torch.utils.data.TensorDataset(inputs, targets)
 
     def measure(model=net, **options):
-        options = {"loss": cross_entropy, "data": data, "windows": [1.0]} | options
+        known = {"loss": cross_entropy, "data": data, "windows": [1.0], "learning_rate": 1}
+        options = known | options
         measure_averages(path, tmp_path / "no.zarr", model, **options)
 
     for options, message in (
@@ -307,17 +308,76 @@ def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
         ({"batch_norm": "no"}, "batch_norm must be one of recompute, keep"),
         ({"windows": []}, "must name one window or more"),
         ({"windows": [1.5]}, r"a share in \(0, 1\] or \(start, stop\), got 1.5"),
+        ({"windows": np.array([])}, "must name one window or more"),
+        ({"windows": 0.5}, r"windows must be a list of shares in .*, got 0\.5"),
+        ({"windows": "ab"}, "windows must be a list of shares in .*, got 'ab'"),
+        ({"windows": None}, "windows must be a list of shares in .*, got None"),
+        ({"windows": [(0, 1, 2)]}, r"or \(start, stop\), got \(0, 1, 2\)"),
+        ({"windows": np.arange(3)[None]}, r"or \(start, stop\), got array\(\[0, 1, 2\]\)"),
+        ({"windows": [(0.5, 2)]}, r"or \(start, stop\), got \(0\.5, 2\)"),
+        ({"windows": [("a", "b")]}, r"or \(start, stop\), got \('a', 'b'\)"),
+        ({"windows": [None]}, r"or \(start, stop\), got None"),
+        ({"windows": [True]}, r"or \(start, stop\), got True"),
+        ({"windows": [float("nan")]}, r"or \(start, stop\), got nan"),
+        ({"windows": [(0, 9)]}, "beyond the stored weights; they are stored from step 0 to 3"),
+        ({"windows": [(-1, 3)]}, r"window \(-1, 3\) goes beyond the stored weights"),
+        ({"line": ()}, r"line must be one or more finite numbers, got \(\)"),
+        ({"line": np.array([])}, "line must be one or more finite numbers"),
+        ({"line": 0.5}, "line must be one or more finite numbers, got 0.5"),
+        ({"line": (0.0, float("nan"))}, "line must be one or more finite numbers"),
+        ({"line": "01"}, "line must be one or more finite numbers, got '01'"),
+        ({"group": ["weights"]}, r"no group \['weights'\] of weights"),
+        ({"group": None}, "no group None of weights"),
+        ({"seed": -1}, "seed must be an integer of at least 0, got -1"),
+        ({"seed": "a"}, "seed must be an integer of at least 0, got 'a'"),
+        ({"batch_size": 2.5}, "batch_size must be an integer of at least 1, got 2.5"),
+        ({"data_batch_size": 0}, "data_batch_size must be an integer of at least 1, got 0"),
+        ({"model": "net"}, "model must be a torch.nn.Module .* got 'net'"),
+        ({"model": None}, "loss=, data=: measure_averages measures them of a model; give model="),
+        ({"loss": 3}, r"loss must be a callable loss\(model, batch\), got 3"),
+        ({"error": "x"}, r"error must be a callable error\(model, batch\), got 'x'"),
+        ({"data": 3}, "data must be a map-style dataset or a callable of indices, got 3"),
+        ({"data_size": 49}, "data_size=49, and data has 48 examples"),
+        ({"data_size": "a"}, "data_size must be a number of examples, got 'a'"),
+        ({"data_size": 0}, "data holds no example"),
+        ({"sets": [data]}, "sets must be a mapping of names to datasets"),
+        ({"sets": {1: data}}, "sets must be a mapping of names to datasets"),
+        ({"sets": {"test": 3}}, r"sets\['test'\]: data must be a map-style dataset"),
+        ({"sets": {"test": lambda each: each}}, r"sets\['test'\]=.* has no length; give a dataset"),
+        ({"learning_rate": "a"}, "learning_rate must be a positive number, got 'a'"),
+        ({"learning_rate": 0.0}, r"learning_rate must be a positive number, got 0\.0"),
+        ({"learning_rate": True}, "learning_rate must be a positive number, got True"),
         ({"windows": [(9, 12)]}, "holds no stored weights; they are stored from step 0 to 3"),
         ({"windows": [(3, 1)]}, "holds no stored weights"),
         ({"loss": None}, "needs loss="),
         ({"sets": {"data": data}}, "sets= names a set 'data'"),
-        ({}, "no finite learning rate is recorded .* give learning_rate="),
-        ({"learning_rate": float("nan")}, "give learning_rate="),
+        (
+            {"learning_rate": None},
+            "no learning rate is recorded before step 3, .* give learning_rate=",
+        ),
+        ({"learning_rate": float("nan")}, "learning_rate must be a positive number, got nan"),
         ({"data": None}, "needs data="),
-        ({"error": lambda model, batch: model(batch)}, "fails on the first examples"),
+        (
+            {"error": lambda model, batch: model(batch)},
+            "first examples of data",
+        ),
+        (
+            {"error": lambda model, batch: torch.ones(3)},
+            r"error\(model, batch\) must return the mean .* or one value for each of its 2",
+        ),
+        (
+            {"loss": lambda model, batch: torch.ones(())},
+            "loss or error fails on the first examples of data: RuntimeError: .* does not require",
+        ),
+        (
+            {"data_batch_size": 1},
+            "on a piece of 1 of 48 examples: ValueError: .*: give data_batch_size=2 or more, or "
+            "batch_norm='keep'",
+        ),
     ):
-        with pytest.raises(UsageError, match=message):
+        with pytest.raises(UsageError, match=message) as refused:
             measure(**options)
+        assert "\n" not in str(refused.value)
     with pytest.raises(UsageError, match=r"'0.weight' of shape \(5, 6\), and the model has no su"):
         measure(nn.ModuleDict({"x": nn.Linear(6, 5)}))
     with pytest.raises(UsageError, match=r"and the model has \(4, 6\)"):
@@ -332,3 +392,50 @@ def test_bad_input(tmp_path, inputs, targets, cross_entropy) -> None:
         measure(group="elsewhere")
     # Nothing was begun that could not be finished.
     assert not (tmp_path / "no.zarr").exists()
+    before = tracelab.open(path).rows
+    for out, message in (
+        (path, r"there is a trace at .*run\.zarr, and measure_averages replaces none; give out="),
+        (None, "a trace is named by a path, a URL or a Zarr store, got NoneType"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            measure_averages(path, out, windows=[1.0])
+    assert tracelab.open(path).rows == before
+    with pytest.raises(UsageError, match="there is no trace at"):
+        measure_averages(tmp_path / "none.zarr", tmp_path / "no.zarr")
+
+
+def test_a_recorded_learning_rate_of_zero_moves_nothing_and_is_refused(tmp_path) -> None:
+    path = stored(tmp_path / "run.zarr", np.random.default_rng(0).standard_normal((4, 7)), rate=0.0)
+    with pytest.raises(UsageError, match="a learning rate of 0 is recorded before step 6"):
+        measure_averages(
+            path, tmp_path / "no.zarr", Point(7), loss=mean_squares, data=table(*linear()),
+            windows=[1.0],
+        )  # fmt: skip
+
+
+def test_what_fails_at_the_averaged_weights_is_said_in_a_sentence(tmp_path) -> None:
+    """Not at those of the model that is given."""
+
+    def loss(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        if model.flat().any():
+            raise KeyError("words")
+        return mean_squares(model, batch)
+
+    path = stored(tmp_path / "run.zarr", np.random.default_rng(0).standard_normal((4, 7)))
+    words = "loss or error fails at weights of the window 0 to 6: KeyError: 'words'"
+    with pytest.raises(UsageError, match=words):
+        measure_averages(
+            path, tmp_path / "no.zarr", Point(7), loss=loss, data=table(*linear()), windows=[1.0]
+        )
+
+
+def test_batch_normalisation_keeps_single_examples_where_it_is_not_recomputed(
+    inputs, targets, cross_entropy, tmp_path
+) -> None:
+    _, path = recorded_network(tmp_path, network())
+    found = measured(
+        path, tmp_path / "out.zarr", network(), loss=cross_entropy, windows=[1.0], draws=1,
+        data=torch.utils.data.TensorDataset(inputs, targets), learning_rate=0.1, line=(0.0,),
+        data_batch_size=1, batch_norm="keep",
+    )  # fmt: skip
+    assert np.isfinite(found["set_loss"]).all()
