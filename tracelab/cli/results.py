@@ -58,8 +58,9 @@ def results(
 ) -> None:
     """List the stored results of TRACE, or write the numbers of the analysis NAME.
 
-    Numbers are those of the most recent result, one row a cell. With --all, columns hold the
-    parameters and say which result a row belongs to.
+    Numbers are those of the most recent result, one row a cell; numbers of a cell that are by more,
+    such as by test, have rows of their own below, where labels and numbers that a row does not have
+    are missing. With --all, columns hold the parameters and say which result a row belongs to.
     """
     if every and name is None:
         raise UsageError("--all needs the NAME of an analysis; without NAME every result is listed")
@@ -118,7 +119,7 @@ def _described(result: xr.Dataset, *, numbers: bool) -> dict[str, Any]:
             for name in result.variables
             if "units" in result[name].attrs
         }
-        described["rows"] = _cells(result).to_dict("records")
+        described["rows"] = _without_gaps(_cells(result)).to_dict("records")
     return described
 
 
@@ -156,16 +157,43 @@ def _listing_text(stored: Sequence[xr.Dataset]) -> str:
 
 
 def _cells(result: xr.Dataset) -> pd.DataFrame:
-    """Return one row a cell: its labels, its numbers as declared, its status in words."""
+    """Return labels, numbers as declared, and the status in words: no number more than once.
+
+    Numbers of the same dimensions are beside each other, those of others in rows below, in which
+    columns that they do not have are missing. Each row has the status of its cell.
+    """
+    import pandas as pd
+
     status = result["status"]
     words = dict(
         zip(status.attrs["flag_values"], status.attrs["flag_meanings"].split(), strict=True)
     )
     first = [dim for dim in ("step", "layer") if dim in result.dims]
     order = [*first, *(str(dim) for dim in result.dims if dim not in first)]
-    frame: pd.DataFrame = result.to_dataframe(dim_order=order).reset_index()
-    frame["status"] = [words[code] for code in frame["status"]]
-    return frame[[*order, *_declared(result)]]
+    declared = _declared(result)
+    blocks: dict[tuple[str, ...], list[str]] = {}
+    for name in declared:
+        if name != "status":
+            dims = tuple(dim for dim in order if dim in result[name].dims)
+            blocks.setdefault(dims, []).append(name)
+    frames = []
+    for dims, names in sorted(blocks.items(), key=lambda block: len(block[0])):
+        held = [*names, "status"] if set(status.dims) <= set(dims) else names
+        frame = result[held].to_dataframe(dim_order=list(dims)).reset_index()[[*dims, *held]]
+        if len(blocks) > 1:
+            # Whole numbers stay such in columns that other rows do not have.
+            whole = {name: "Int64" for name in frame if frame[name].dtype.kind in "iu"}
+            frame = frame.astype(whole | {n: "boolean" for n in frame if frame[n].dtype == bool})
+        if "status" in frame:
+            frame["status"] = [words[code] for code in frame["status"]]
+        frames.append(frame)
+    joined = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+    return joined[[*order, *declared]]
+
+
+def _without_gaps(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame of Python's objects, with None where a row does not have a column."""
+    return frame.astype(object).where(frame.notna(), None)
 
 
 def _declared(result: xr.Dataset) -> list[str]:
@@ -193,7 +221,7 @@ def _frame(stored: Sequence[xr.Dataset], *, with_parameters: bool) -> pd.DataFra
 
 
 def _numbers_text(stored: Sequence[xr.Dataset]) -> str:
-    frame = _frame(stored, with_parameters=len(stored) > 1)
+    frame = _without_gaps(_frame(stored, with_parameters=len(stored) > 1))
     units = {str(name): stored[0][name].attrs.get("units", "1") for name in stored[0].variables}
     headings = {
         name: name if units.get(name, "1") in ("1", name) else f"{name} [{units[name]}]"

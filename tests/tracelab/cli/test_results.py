@@ -1,6 +1,7 @@
 import errno
 import io
 import json
+import re
 import shutil
 import sys
 
@@ -57,6 +58,49 @@ def test_numbers_are_those_of_the_most_recent_result(run, analysed):
     assert len(frame) == stored["status"].size
     np.testing.assert_allclose(frame["noise_scale_low"], stored["noise_scale_low"].values.ravel())
     assert set(frame["status"]) == {"ok"}
+
+
+def test_no_number_is_repeated_over_a_dimension_it_does_not_have(run, analysed):
+    """As many values in a column as the array has, with the labels that it has."""
+    with tracelab.open(analysed) as trace:
+        stored = trace.results["gaussianity"].load()
+    text = run("results", analysed, "gaussianity", "--format", "csv").stdout
+    frame = pd.read_csv(io.StringIO(text), dtype={"n_batches": "Int64"})
+    by_dims = {}
+    for name in stored.data_vars:
+        by_dims.setdefault(stored[name].dims, []).append(name)
+    assert len(by_dims) > 1
+    by_dims[stored["status"].dims].remove("status")
+    assert len(frame) == sum(
+        np.prod([stored.sizes[dim] for dim in dims]) for dims, names in by_dims.items() if names
+    )
+    for dims, names in by_dims.items():
+        others = [dim for dim in stored.dims if dim not in dims]
+        own = frame[frame[list(dims)].notna().all(axis=1) & frame[others].isna().all(axis=1)]
+        for name in names:
+            values = own.set_index(list(dims))[name]
+            assert frame[name].notna().sum() <= stored[name].size
+            for labels, value in stored[name].to_series().items():
+                told = values.loc[labels]
+                assert told == pytest.approx(value, rel=1e-12, nan_ok=True)
+    # Whole numbers are written as such, and each row says whether its cell can be trusted.
+    assert not re.search(r"\b30\.0\b", text)
+    assert frame["status"].notna().all()
+
+
+def test_numbers_of_two_kinds_are_not_multiplied_out(run, analysed):
+    """Rows of the table and of JSON are those of the CSV."""
+    csv = pd.read_csv(
+        io.StringIO(run("results", analysed, "gaussianity", "--format", "csv").stdout)
+    )
+    (found,) = json.loads(run("results", analysed, "gaussianity", "--json").stdout)
+    assert len(found["rows"]) == len(csv)
+    assert set(found["rows"][0]) == set(csv.columns)
+    assert found["rows"][0]["test"] is None
+    table = run("results", analysed, "gaussianity").stdout.splitlines()
+    assert len(table) == 1 + len(csv)
+    assert " - " in table[1]
+    assert "<NA>" not in "".join(table)
 
 
 def test_the_table_names_units(run, analysed):
