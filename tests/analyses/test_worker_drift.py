@@ -11,6 +11,7 @@ from scipy.spatial import distance
 import tracelab
 from tracelab.typing import Status
 from tracelab_analyses.worker_drift import ANALYSIS, finding, synchronization_period, worker_drift
+from tracelab_collectors.workers import variables
 
 N, K = 5, 32
 
@@ -255,6 +256,35 @@ def test_memory_is_bounded_for_many_workers_of_few_directions():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 32e6
+
+
+@pytest.mark.parametrize("name", ["worker_drift", "byzantine"])
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_rank_that_never_began_leaves_the_others(name, begins, tmp_path):
+    """Dead before its first row, or before it made a trace: how many were used, and who lacks."""
+    rng = np.random.default_rng(0)
+    layers, world = {"a": (40,)}, 4
+    with tracelab.create(tmp_path / "job", layers, run="job", world_size=world):
+        pass
+    (tmp_path / "job/workers/rank-001").mkdir(parents=True)
+    for rank in range(world) if begins else (0, 2, 3):
+        options = {"rank": rank, "world_size": world, "run": "job"}
+        with tracelab.create(tmp_path / "job", layers, **options) as writer:
+            writer.define("worker", kind="workers", variables=variables())
+            for step in range(20 if rank != 1 else 0):
+                row = {
+                    each.name: rng.standard_normal((1, 1, 8)[: len(each.dims) - 1])
+                    for each in variables()
+                }
+                writer.append("worker", step=step, **row)
+    result = tracelab.analyze(str(tmp_path / "job"), name)[name]
+    assert (result["status"] == Status.OK).all()
+    assert (result["n_workers"] == 3).all()
+    assert (result["n_missing"] == 1).all()
+    words = (
+        "Of rank 1 nothing is recorded in workers/worker: the result is of the other 3 of 4 ranks."
+    )
+    assert words in result.attrs["warnings"]
 
 
 def test_declares_what_it_returns():

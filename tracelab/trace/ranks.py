@@ -99,7 +99,7 @@ def describe_ranks(ranks: Mapping[int, Trace], attrs: Mapping[str, Any]) -> dict
     world = max(size for size in (*sizes, max(ranks, default=-1) + 1) if type(size) is int)
     # Nobody lists a million ranks because one says so.
     listed = range(world) if found and world <= MAX_LISTED else sorted(found)
-    missing = {"state": "missing", "run": None, "rows": {}}
+    missing: dict[str, Any] = {"state": "missing", "run": None, "rows": {}}
     return {str(rank): found.get(rank, missing) for rank in listed}
 
 
