@@ -16,6 +16,7 @@ from tracelab.addressing import Address, Spans
 from tracelab.contracts import Input
 from tracelab.cutting import Block
 from tracelab.planning import SQUARES, Plan, Read
+from tracelab.sketch import Project
 from tracelab.trace import Trace
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import Array, FloatArray, IntArray
@@ -117,6 +118,8 @@ def _array(
     stored = trace.stored(read.group)
     if read.kind == "field":
         array, dims = _with_gaps(stored[read.array], rows, layers, there, needed)
+    elif read.kind == "sharing":
+        array, dims = _sharing(trace, read, layers), ("layer", "direction")
     else:
         key = f"{read.place}/{read.array}"
         if key not in squares:
@@ -134,6 +137,15 @@ def _array(
         dims = tuple(axis if dim == "step" else dim for dim in dims)
     order = [dims.index(dim) for dim in needed.variable.dims]
     return np.ascontiguousarray(array.transpose(order), dtype=dtype)
+
+
+def _sharing(trace: Trace, read: Read, layers: IntArray) -> IntArray:
+    """Return how many weights each direction adds up, by layer; the network's are those of all."""
+    group = trace.groups[read.group]
+    sketch = Project(group.sizes["direction"])
+    numel = trace.layers["numel"].sel(layer=group["layer"].values).values
+    by_layer = np.stack([sketch.sharing(int(each)) for each in numel])
+    return np.where(layers[:, None] < 0, by_layer.sum(axis=0), by_layer[layers])
 
 
 def _with_gaps(

@@ -17,7 +17,7 @@ from tracelab.addressing import Address, address, spans
 from tracelab.contracts import NETWORK, Analysis, Input
 from tracelab.cutting import MAX_TASKS, Block, Grain
 from tracelab.errors import NotRecordedError, UsageError
-from tracelab.sources import DERIVED, SKETCHED, check_units, locate
+from tracelab.sources import DERIVED, SHARING, SKETCHED, check_units, locate
 from tracelab.trace import Trace
 from tracelab.trace.reading.stored import Stored
 from tracelab.typing import FloatArray, IntArray
@@ -39,7 +39,8 @@ class Read:
     kind : str
         ``constant``: an attribute, already read. ``field``: an array as it is recorded. ``noise``:
         noise samples. ``deviation``, ``norm`` and ``signal``: squared norms of noise, of minibatch
-        gradients and of the full-data gradient, from gradients.
+        gradients and of the full-data gradient, from gradients. ``sharing``: how many weights each
+        direction of a projection adds up, from the table of layers.
     group, array : str
         Where; of the last three the sketch.
     whole : bool
@@ -49,7 +50,7 @@ class Read:
         (`tracelab.drawing.Draws`), None for what was recorded.
     """
 
-    kind: Literal["constant", "field", "noise", "deviation", "norm", "signal"]
+    kind: Literal["constant", "field", "noise", "deviation", "norm", "signal", "sharing"]
     group: str
     array: str
     value: Any = None
@@ -340,6 +341,8 @@ def _read(
     if source in SKETCHED:
         kind: Any = SKETCHED[source]
         return Read(kind, group, noise.sketch_of(dataset, parameters.get("sketch")))
+    if source == SHARING:
+        return Read("sharing", group, "projected")
     if source not in DERIVED:
         return Read("field", group, source.split("/")[1])
     if DERIVED[source] in dataset:
@@ -379,7 +382,7 @@ def _grain(
     column_chunk: IntArray = np.arange(columns)
     heaviest = 0.0
     for read in reads.values():
-        if read.kind == "constant":
+        if read.kind in ("constant", "sharing"):
             continue
         there = addresses[read.place]
         stored = trace.stored(read.group)[read.array]

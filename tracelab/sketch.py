@@ -150,6 +150,14 @@ class Project:
         projected[..., : period - self.k] += residues[..., self.k :]
         return projected
 
+    def sharing(self, numel: int) -> npt.NDArray[np.int64]:
+        """Return how many coordinates of a layer each direction adds up, shape (k,)."""
+        residues = np.zeros(2 * self.k, dtype=np.int64)
+        whole, rest = divmod(numel, self.period)
+        residues[: self.period] = whole
+        residues[:rest] += 1
+        return residues[: self.k] + residues[self.k :]
+
     def describe(self) -> dict[str, Any]:
         """Return the sketch as the trace stores it."""
         return {"kind": self.kind, "k": self.k, "seed": self.seed}

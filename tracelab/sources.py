@@ -12,7 +12,7 @@ from tracelab.errors import NotRecordedError, UsageError
 from tracelab.trace import Trace
 from tracelab.trace.gathered import PREFIX
 
-__all__ = ["DERIVED", "SAMPLES", "SKETCHED", "check_units", "locate"]
+__all__ = ["DERIVED", "SAMPLES", "SHARING", "SKETCHED", "check_units", "locate"]
 
 # Quantities that are taken from the group if it holds them, else derived from gradients.
 DERIVED = {"noise/squared_deviation": "squared_deviation", "noise/signal": "mean_squared_norm"}
@@ -24,6 +24,9 @@ SKETCHED = {
     for group in ("micro_batches", "noise")
     for kind in ("norm", "deviation")
 }
+
+# How many weights of a layer each direction of its projections adds up.
+SHARING = "weights/sharing"
 
 # Sources of noise samples.
 SAMPLES = ("noise", "examples")
@@ -125,6 +128,8 @@ def _holds(group: xr.Dataset, source: str) -> bool:
         return "batch" in group.dims
     if source == "examples":
         return "example" in group.dims
+    if source == SHARING:
+        return "projected" in group
     return source.split("/")[1] in group.variables
 
 

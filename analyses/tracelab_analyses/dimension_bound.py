@@ -46,6 +46,7 @@ def dimension_bound(
     weights: FloatArray,
     step: IntArray,
     seed: IntArray,
+    sharing: IntArray,
     gradient_norm: FloatArray | None = None,
     recorded_n_data: Array | None = None,
     *,
@@ -68,6 +69,8 @@ def dimension_bound(
         Optimizer steps.
     seed : ndarray of uint64, shape (layer,)
         Of random subsets and controls.
+    sharing : ndarray of int, shape (layer, direction)
+        How many weights each direction adds up, with random signs.
     gradient_norm : ndarray, shape (layer, step), optional
         Of the training gradient, loss/weight; NaN where it is not recorded.
     recorded_n_data : scalar array, optional
@@ -103,6 +106,7 @@ def dimension_bound(
             if lipschitz is None and gradient_norm is not None:
                 steepness = _largest(gradient_norm[layer, last])
             found |= _dimensions(path, int(seed[layer]), power, repeats, confidence)
+            found["projection_error"] = projection_error(np.diff(path, axis=0), sharing[layer])
             found |= _bounds(found, path, examples, steepness, loss_range, delta)
             found["assumption_holds"] = _assumptions(found, path, lipschitz is not None)
             if not np.isfinite(found["ph_dimension"]):
@@ -126,6 +130,29 @@ def last_run(step: IntArray, iterates: int) -> slice:
         if end - begin + 1 >= MIN_POINTS:
             return slice(max(begin, end + 1 - iterates), end + 1)
     return slice(begins[0], step.size)
+
+
+def projection_error(increments: FloatArray, sharing: IntArray) -> float:
+    r"""Return the relative error of squared distances, no less than it is, over random signs.
+
+    The square of a direction that adds up m weights with squares :math:`q_i`, whose sum is S, has a
+    variance of :math:`2 (S^2 - \sum q_i^2) \le 2 S^2 (1 - 1/m)`: none where it holds one weight. S
+    is taken from the mean square of its increments,
+
+    .. math:: \sqrt{2 \sum_j S_j^2 (1 - 1/m_j)} \Big/ \sum_j S_j,
+
+    :math:`\sqrt{2/k}` of k directions alike that each hold many weights.
+
+    Parameters
+    ----------
+    increments : ndarray, shape (step, direction)
+        Of projected weights; finite, not all 0.
+    sharing : ndarray of int, shape (direction,)
+        m.
+    """
+    squares = np.square(increments / np.abs(increments).max()).mean(axis=0)
+    alone = 1 / np.maximum(sharing, 1)
+    return float(np.sqrt(2 * np.sum(squares**2 * (1 - alone))) / squares.sum())
 
 
 def _status(path: FloatArray) -> Status:
@@ -162,7 +189,6 @@ def _dimensions(
         for part in (path[:, ::2], path[:, 1::2])
         if part.shape[1]
     ]
-    directions = path.shape[1]
     found: dict[str, Array | float] = {
         "ph_dimension": float(whole.dimension),
         "ph_dimension_se": float(whole.dimension_se),
@@ -172,7 +198,6 @@ def _dimensions(
         "ph_curvature_se": float(whole.curvature_se),
         "ph_r2": float(whole.r2),
         "ph_dimension_half": np.array(([float(half) for half in halves] + [np.nan])[:2]),
-        "projection_error": np.sqrt(2 / directions),
     }
     return found | _tails(path, np.random.default_rng(seed), confidence)
 
@@ -316,11 +341,13 @@ def _warnings(row: xr.Dataset) -> list[str]:
         )
     error, directions = float(row["projection_error"]), int(row["n_directions"])
     even, odd = row["ph_dimension_half"].values
-    found.append(
-        f"Distances are those of {directions} projections, squares to within {100 * error:.0f} %; "
-        f"from half of these each the persistent-homology dimension is {even:.2f} and {odd:.2f}. "
-        "Projections are sums over many weights, which hides their tails."
-    )
+    if error > 0:
+        found.append(
+            f"Distances are those of {directions} projections, squares to within "
+            f"{100 * error:.2g} %; from half of these each the persistent-homology dimension is "
+            f"{even:.2f} and {odd:.2f}. Projections are sums over many weights, which hides their "
+            "tails."
+        )
     found.append(
         "Both dimensions follow the hyper-parameters of a run, fail to order networks trained from "
         "adversarial initializations, and correlate less with generalization than the norm of the "
@@ -353,7 +380,7 @@ _COUNT = "int64"
 ANALYSIS = Analysis(
     name="dimension_bound",
     summary="Does the dimension of the last weights bound generalization? Two theories",
-    version=1,
+    version=2,
     inputs=(
         Input(
             Variable("weights", ("layer", "step", "direction"), "weight"),
@@ -364,6 +391,11 @@ ANALYSIS = Analysis(
         Input(
             Variable("step", ("step",), "step", "int64"),
             sources=("weights/step",),
+            collector="Weights(sketch=Project(256), every=1)",
+        ),
+        Input(
+            Variable("sharing", ("layer", "direction"), dtype="int64"),
+            sources=("weights/sharing",),
             collector="Weights(sketch=Project(256), every=1)",
         ),
         Input(
@@ -395,7 +427,8 @@ ANALYSIS = Analysis(
             "ph_dimension_half", ("layer", "half"), description="from half of the directions"
         ),
         Variable(
-            "projection_error", _CELL, description="relative error of squared distances, sqrt(2/k)"
+            "projection_error", _CELL,
+            description="relative error of squared distances; 0 where every weight is kept",
         ),
         Variable("alpha", _CELL, description="tail index of increments, of up to 256 directions"),
         Variable("alpha_se", _CELL, description="standard error, steps independent"),

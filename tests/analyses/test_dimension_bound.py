@@ -11,11 +11,17 @@ from traces import walk
 import tracelab
 from tracelab import engine, planning
 from tracelab.errors import NotRecordedError
+from tracelab.sketch import Project
 from tracelab.stats import covering, levy
 from tracelab.stats.dimension import persistent_homology_dimension
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.dimension_assumptions import ASSUMPTIONS, NEEDS, drift
-from tracelab_analyses.dimension_bound import ANALYSIS, dimension_bound, last_run
+from tracelab_analyses.dimension_bound import (
+    ANALYSIS,
+    dimension_bound,
+    last_run,
+    projection_error,
+)
 
 N = 400
 NAMES = list(ASSUMPTIONS)
@@ -32,6 +38,7 @@ def bounds(*paths, step=None, seed=0, **options):
     weights = np.stack(paths)
     steps = np.arange(weights.shape[1]) if step is None else step
     given = {"gradient_norm": np.full(weights.shape[:2], 2.0), "recorded_n_data": np.array(5_000.0)}
+    given["sharing"] = np.full((len(paths), weights.shape[2]), 10**6)
     seeds = np.full(len(paths), seed, np.uint64)
     return dimension_bound(weights, steps, seeds, **given | options)
 
@@ -63,7 +70,57 @@ def test_the_ph_dimension_is_that_of_the_statistic():
     assert found["ph_curvature"][0] == alone.curvature
     even = persistent_homology_dimension(path()[:, ::2], power=0.7, repeats=3, seed=9)
     assert found["ph_dimension_half"][0, 0] == even.dimension
-    assert found["projection_error"][0] == pytest.approx(math.sqrt(2 / 12))
+
+
+def test_the_error_of_projections_is_what_other_signs_change():
+    """Of squared distances over seeds: two layers of 40 weights and one of 5, in 8 directions.
+
+    Squares that are even, at each layer of its own size, so that the upper bound is reached but
+    where a small layer meets a large one, in 5 of 8 directions.
+    """
+    numel, k, seeds = (40, 40, 5), 8, 800
+    rng = np.random.default_rng(0)
+    sizes = (1.0, 0.5, 0.8)
+    steps = [
+        size * rng.choice([-1.0, 1.0], (200, each)) for size, each in zip(sizes, numel, strict=True)
+    ]
+    offsets = np.r_[0, np.cumsum(numel)]
+    sketches = [Project(k, seed) for seed in range(seeds)]
+    by_layer = np.array([
+        [sketch.project(each, begin) for each, begin in zip(steps, offsets[:-1], strict=True)]
+        for sketch in sketches
+    ])  # fmt: skip
+    sharing = np.array([sketches[0].sharing(each) for each in numel])
+    # Which coordinates meet, by the definition of the fold.
+    for each, counts in zip(numel, sharing, strict=True):
+        np.testing.assert_array_equal(counts, np.bincount(np.arange(each) % 11 % k, minlength=k))
+    for layer in range(len(numel)):
+        exact = np.square(steps[layer]).sum(axis=-1)
+        squares = np.square(by_layer[:, layer]).sum(axis=-1)
+        spread = np.sqrt(np.mean((squares / exact - 1) ** 2))
+        said = np.mean([
+            projection_error(each, sharing[layer]) for each in by_layer[:, layer]
+        ])  # fmt: skip
+        assert said == pytest.approx(spread, rel=0.05, abs=1e-7)
+    network = by_layer.sum(axis=1)
+    exact = sum(np.square(each).sum(axis=-1) for each in steps)
+    spread = np.sqrt(np.mean((np.square(network).sum(axis=-1) / exact - 1) ** 2))
+    said = np.mean([projection_error(each, sharing.sum(axis=0)) for each in network])
+    assert said == pytest.approx(spread, rel=0.05)
+
+
+def test_layers_that_are_kept_exactly_have_no_error_and_the_network_has(record):
+    """Layers of 24 and 4 weights in 8 directions: 24 share them, 4 do not, and the network all."""
+    _, found = computed(record(n_data=99), lipschitz=2.0)
+    assert found["projection_error"][1] == 0
+    assert 0.3 < found["projection_error"][0] < 0.7
+    assert found["projection_error"][2] > 0
+
+
+def test_the_finding_is_silent_about_projections_where_there_are_none():
+    exact = bounds(path(), sharing=np.ones((1, 12), np.int64))
+    assert exact["projection_error"] == 0
+    assert "projections" not in " ".join(told(exact).warnings)
 
 
 def test_bounds_are_those_of_the_covering_argument():
@@ -309,7 +366,8 @@ def test_finding_says_dimensions_bounds_and_what_fails():
     text = " ".join(said.warnings)
     assert ASSUMPTIONS["fixed"] in text
     assert "adversarial initializations" in text
-    assert "squares to within 41 %" in text
+    error = 100 * float(bounds(path(1.5))["projection_error"][0])
+    assert f"squares to within {error:.2g} %" in text
     assert "it sees one path" in text
     assert "Hoeffding's bound is" in text
     vacuous = told(bounds(path(), recorded_n_data=np.array(3.0)))
