@@ -6,10 +6,13 @@ independent examples, with probability 1 - delta, each bound holds for all Q at 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize
+from scipy.special import lambertw
 
 from tracelab.errors import UsageError
 from tracelab.stats._confidence import check_confidence
@@ -233,20 +236,23 @@ def priced_prior(
     largest : float
         c, chosen without the data.
     precision : int
-        b: neighbours differ by one part in b.
+        b: neighbours differ by one part in b. However fine the grid, only its best point is looked
+        for: where the derivative of the sum by :math:`x = j / b`,
+        :math:`\tfrac12 (T e^x / c - d) + 2 / x`, comes from below to 0, T being squared distance
+        and trace, or at j = 1.
 
     Raises
     ------
     UsageError
-        If c or b is not positive.
+        If c or b is not positive and finite.
 
     References
     ----------
     Langford, Caruana, "(Not) bounding the true error", 2002; Dziugaite, Roy 2017, section 3.1.
     """
-    if not (largest > 0 and precision > 0):
+    if not (0 < largest < np.inf and 0 < precision < np.inf):
         raise UsageError(
-            f"largest and precision must be positive, got {largest!r} and {precision!r}"
+            f"largest and precision must be positive numbers, got {largest!r} and {precision!r}"
         )
     given: list[Array] = [
         np.asarray(each, dtype=np.float64) for each in (squared_distance, trace, log_det)
@@ -259,12 +265,39 @@ def priced_prior(
         total = distance + spread
         if not (np.isfinite(total) and np.isfinite(det) and total > 0):
             continue
-        # Beyond the variance total / d the divergence rises, as the price does everywhere.
-        last = max(int(np.ceil(precision * np.log(largest * dimension / total))), 1)
-        steps = np.arange(1, last + 1)
-        variance = largest * np.exp(-steps / precision)
+        steps = _candidates(np.log(total) - np.log(largest), dimension, precision)
+        variance = np.exp(np.log(largest) - steps / precision)
+        steps, variance = steps[variance > 0], variance[variance > 0]
         kl = gaussian_kl(distance, spread, det, dimension, variance)
         price = 2.0 * np.log(steps) + np.log(np.pi**2 / 6.0)
         best = int(np.argmin(kl + price))
         found[:, place] = variance[best], kl[best], price[best]
     return PricedPrior(*(each.reshape(distances.shape) for each in found))
+
+
+def _candidates(log_ratio: float, dimension: int, precision: int) -> FloatArray:
+    """Return the places j among which the sum of divergence and price is least, rising.
+
+    Parameters
+    ----------
+    log_ratio : float
+        Of squared distance and trace to c.
+    dimension, precision : int
+        d and b.
+    """
+
+    def slope(x: float) -> float:
+        return 0.5 * (math.exp(log_ratio + x) - dimension) + 2.0 / x
+
+    first = np.array([1.0])
+    # From here on the divergence rises, as the price does everywhere.
+    end = np.log(dimension) - log_ratio
+    if end <= 0:
+        return first
+    # Where the slope is least: e^x x^2 = 4 c / T.
+    middle = 2.0 * float(lambertw(np.exp(-0.5 * log_ratio)).real)
+    if not 0 < middle < end or slope(middle) >= 0:
+        return first
+    root = optimize.brentq(slope, middle, end, xtol=1e-14 * end)
+    near = np.floor(precision * root) + np.arange(-1.0, 3.0)
+    return np.unique(np.maximum(np.concatenate([first, near]), 1.0))
