@@ -95,7 +95,10 @@ def one_point_convexity(
     Errors of projections are derived from norms (see ``docs/statistics.md``), and 0 where a layer
     has no more weights than there are directions; the error of a smoothed quantity has that of the
     draws besides. The lower ends of c that are judged take Student's t for what is from the draws,
-    at the level for all steps together.
+    at the level for all steps together. The intervals of shares take a draw or a point nearby for
+    positive or not only where its inner product is as many errors of projection from 0 as the level
+    says: draws have the error in common, and Wilson's interval knows of none. Where a row is at the
+    target, nothing points to it, and it has no numbers.
 
     Where :math:`c_s \ge c > 0` all along the path, its rates are below
     :math:`\min(1/2L, c/L^2, 1/2c)`, and norms of the noise below r, the run stays within
@@ -159,8 +162,9 @@ def one_point_convexity(
     out["n_steps"][:] = passed.size
     known = [passed, np.r_[passed, last].astype(int)] if rows.size else [passed, passed]
     out["status"][:] = _status(
-        among, weight[known[1]], gradient[known[0]], smoothed[known[0]], weight[last]
-    )
+        among, weight[known[1]], gradient[known[0]], smoothed[known[0]], weight[last],
+        (squared_norm[known[0]], smoothed_squared_norm[known[0]], every_rate[known[0]]),
+    )  # fmt: skip
     if rows.size:
         out["target_step"][:] = every_step[last]
     # The path's smallest c takes all rows, whichever steps the result is of.
@@ -177,12 +181,16 @@ def one_point_convexity(
             )
             inner = -np.sum(smoothed[row] * ahead, -1)
             ahead_of, drawn = _smoothed(
-                among, inner, smoothed_squared_norm[row], ahead, numel[row], confidence
-            )
+                among, inner, smoothed[row], smoothed_squared_norm[row], ahead, numel[row],
+                confidence,
+            )  # fmt: skip
             found |= ahead_of
             if neighbour_gradient is not None and neighbour_outward is not None:
-                near = neighbour_outward[row] - np.sum(neighbour_gradient[row] * way, -1)
-                found |= _share(_summed(among, near), "neighbours_positive", confidence)
+                there = neighbour_gradient[row]
+                near = -np.sum(there * way, -1)
+                spread = _spread(among, near, there, way, numel[row])
+                outward = _summed(among, neighbour_outward[row] + near)
+                found |= _share(outward, spread, "neighbours_positive", confidence)
             centre, error = found["smoothed_convexity"], found["smoothed_convexity_se"]
             path["c"][:, number] = centre
             # A variance from few draws is an estimate, that of projections is not: this interval
@@ -219,10 +227,13 @@ def _status(
     gradient: FloatArray,
     smoothed: FloatArray,
     target: FloatArray,
+    numbers: tuple[FloatArray, ...],
 ) -> IntArray:
     """Return the status of each row, from what is used."""
     finite = np.isfinite(weight).all(axis=(0, 2)) & np.isfinite(gradient).all(axis=(0, 2))
     finite = np.asarray(finite & np.isfinite(smoothed).all(axis=(0, 1, 3)))
+    for each in numbers:
+        finite &= np.isfinite(each).all(axis=0)
     moved = np.asarray(np.any(weight != target, axis=(0, 2)))
     sloped = np.asarray(np.any(gradient != 0, axis=(0, 2)))
     found = np.full(len(among), int(Status.OK))
@@ -247,6 +258,8 @@ def _ratios(
         _summed(among, each)
         for each in (products.inner_var, products.square_var, products.covariance)
     )
+    # At the target there is nothing to point to.
+    inner = np.where(square > 0, inner, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         c, length = inner / square, np.sqrt(norm * square)
         # Relative to the square of the displacement's, whose own error pulls the same way.
@@ -280,6 +293,7 @@ def _plain(
 def _smoothed(
     among: BoolArray,
     inner: FloatArray,
+    smoothed: FloatArray,
     squared_norm: FloatArray,
     ahead: FloatArray,
     numel: FloatArray,
@@ -295,17 +309,37 @@ def _smoothed(
     products = _Products.of(inner.mean(axis=0), squared_norm, ahead, numel)
     ratios = _ratios(among, products, squared_norm, spread)
     found = {f"smoothed_{name}": value for name, value in ratios.items()}
-    found |= _share(by_draw, "draws_positive", confidence)
-    with np.errstate(divide="ignore"):
-        return found, spread / _summed(among, products.square) ** 2
+    projected = _spread(among, inner, smoothed, ahead, numel)
+    square = _summed(among, products.square)
+    shares = _share(by_draw, projected, "draws_positive", confidence)
+    found |= {name: np.where(square > 0, each, np.nan) for name, each in shares.items()}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return found, spread / square**2
 
 
-def _share(values: FloatArray, name: str, confidence: float) -> dict[str, FloatArray]:
-    """Return the share of positive values along the last axis, with Wilson's interval."""
+def _spread(
+    among: BoolArray, inner: FloatArray, vectors: FloatArray, away: FloatArray, numel: FloatArray
+) -> FloatArray:
+    """Return the error by projection of inner products of vectors (draw, part, direction)."""
+    products = _Products.of(inner, np.square(vectors).sum(axis=-1), away, numel)
+    return np.sqrt(_summed(among, products.inner_var))
+
+
+def _share(
+    values: FloatArray, spread: FloatArray, name: str, confidence: float
+) -> dict[str, FloatArray]:
+    """Return the share of positive values along the last axis, with Wilson's interval.
+
+    Its lower end is of those that are positive for all their errors leave open, its upper end of
+    those that may be.
+    """
     count = values.shape[-1]
-    positive = (values > 0).sum(axis=-1)
-    low, high = proportion_confint(positive, count, alpha=1 - confidence, method="wilson")
-    return {name: positive / count, f"{name}_low": low, f"{name}_high": high}
+    reach = float(stats.norm.isf((1 - confidence) / 2)) * spread
+    sure, perhaps = (
+        proportion_confint((values > edge).sum(axis=-1), count, 1 - confidence, method="wilson")
+        for edge in (reach, -reach)
+    )
+    return {name: (values > 0).mean(axis=-1), f"{name}_low": sure[0], f"{name}_high": perhaps[1]}
 
 
 def _largest(eigenvalue: FloatArray) -> float:
@@ -323,8 +357,10 @@ def _along(
     smooth: float,
 ) -> None:
     """Write what holds of the whole path: the smallest c, the assumptions, the bound."""
-    lowest = path["low"].min(axis=1)
-    out["convexity_min"][:], out["convexity_min_low"][:] = path["c"].min(axis=1), lowest
+    # Rows at the target have none.
+    least = {name: np.fmin.reduce(each, axis=1) for name, each in path.items()}
+    lowest = least["low"]
+    out["convexity_min"][:], out["convexity_min_low"][:] = least["c"], lowest
     out["noise_radius"][:] = np.sqrt(_summed(among, noise).max(axis=(1, 2)))
     out["smoothness"][:] = smooth
     for place, row in enumerate(among):
@@ -332,7 +368,7 @@ def _along(
         out["rate"][place] = rate
         c = lowest[place]
         checks = out["assumption_holds"][place]
-        checks[0] = _verdict(c > 0, path["high"][place].min() < 0)
+        checks[0] = _verdict(c > 0, least["high"][place] < 0)
         if c > 0:
             checks[3] = _verdict(2 * rate * c < 1, 2 * rate * c >= 1)
         # The curvature is that of all layers together, along the recorded path: L is no less.
@@ -382,7 +418,7 @@ _AHEAD = "the same of the smoothed gradient, one step ahead"
 ANALYSIS = Analysis(
     name="one_point_convexity",
     summary="Does the gradient, smoothed by the noise, point to where the run ends?",
-    version=1,
+    version=2,
     inputs=(
         Input(Variable("step", ("step",), "step", "int64"), ("smoothed_gradient/step",),
               collector="SmoothedGradient(every=...)"),
@@ -424,7 +460,7 @@ ANALYSIS = Analysis(
                 ("neighbours_positive", "points nearby whose gradient points to the target"),
             )
             for end, text in (
-                ("", ""), ("_low", ", Wilson's interval, lower"), ("_high", ", upper end")
+                ("", ""), ("_low", ", interval, lower end"), ("_high", ", upper end")
             )
         ),
         Variable("convexity_min", _CELL, _PER, description="smallest smoothed c of the path"),

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plans import together
+from statsmodels.stats.proportion import proportion_confint
 from torch import nn
 
 import tracelab
@@ -91,6 +92,9 @@ def test_of_a_quadratic_c_is_its_curvature():
     # <-grad f(p), 0 - p> = p'Hp > 0 for every point.
     assert (found["neighbours_positive"][:, :-1] == 1).all()
     assert (found["neighbours_positive_low"][:, :-1] < 1).all()
+    # No weight shares a direction: these are Wilson's intervals themselves.
+    low = proportion_confint(5, 5, 0.05, method="wilson")[0]
+    np.testing.assert_allclose(found["neighbours_positive_low"][:, :-1], low)
     assert set(found) == {variable.name for variable in ANALYSIS.outputs}
 
 
@@ -223,6 +227,91 @@ def test_the_lower_end_of_c_holds_with_few_draws():
     assert abs(above - tail) < 4 * np.sqrt(tail * (1 - tail) / trials)
 
 
+def test_a_double_well_by_hand():
+    """f(w) = sum w^4 / 4 - w^2 / 2 from w to the minimum at 1: c = w (w + 1).
+
+    Smoothed by noise of +-s: E f'(y + eta s) = y^3 + 3 y eta^2 s^2 - y.
+    """
+    path, s = np.array([-0.9, -0.4, 0.3, 1.6, 1.0]), 0.7
+
+    def slope(w):
+        return w**3 - w
+
+    w = np.repeat(path[:, None], 5, axis=1)
+    omega = np.stack([np.full_like(w, s), np.full_like(w, -s)], axis=1)
+    y = w - RATE * slope(w)
+    smoothed = slope(y[:, None] - RATE * omega)
+    rows, _ = quadratic(np.eye(5), rows=5, draws=2)
+    rows |= {
+        "weight": split(w),
+        "gradient": split(slope(w)),
+        "squared_norm": np.square(split(slope(w))).sum(-1),
+        "noise_squared_norm": np.square(split(omega)).sum(-1),
+        "smoothed": split(smoothed),
+        "smoothed_squared_norm": np.square(split(smoothed.mean(1))).sum(-1),
+    }
+    found = one_point_convexity(**rows)
+    w, y = path[:-1], y[:-1, 0]
+    exact = -(y**3 + 3 * y * (RATE * s) ** 2 - y) / (1 - y)
+    for layer, numel in enumerate((3, 2, 5)):
+        np.testing.assert_allclose(found["convexity"][layer, :-1], w * (w + 1), rtol=1e-12)
+        np.testing.assert_allclose(found["smoothed_convexity"][layer, :-1], exact, rtol=1e-12)
+        distance = np.sqrt(numel) * np.abs(1 - w)
+        np.testing.assert_allclose(found["distance"][layer, :-1], distance, rtol=1e-12)
+    assert (found["convexity"][:, :2] < 0).all()
+    np.testing.assert_allclose(found["convexity_min"], exact.min(), rtol=1e-12)
+    # Two draws cannot tell that it is below 0 for sure.
+    assert (found["assumption_holds"][:, 0] != Assumption.HOLDS).all()
+
+
+def test_a_run_that_stands_at_its_end_has_numbers_of_the_way_there():
+    """As with a rate that falls to 0: the last weights twice, and what was before as without."""
+    rows, _ = quadratic(np.eye(5), rows=4)
+    given = {name: np.copy(value) for name, value in rows.items()}
+    given["weight"][2] = given["weight"][3]
+    given["every_rate"][2] = given["learning_rate"][2] = 0.0
+    found = one_point_convexity(**given)
+    assert (found["status"] == Status.OK).all()
+    assert (found["distance"][:, 2] == 0).all()
+    for name in ("inner", "convexity", "smoothed_inner", "smoothed_convexity", "draws_positive"):
+        assert np.isnan(found[name][:, 2]).all(), name
+    np.testing.assert_array_equal(
+        found["convexity_min"], found["smoothed_convexity"][:, :2].min(axis=1)
+    )
+    assert (found["assumption_holds"][:, 0] == Assumption.HOLDS).all()
+
+
+def test_shares_know_what_projections_leave_open():
+    """Of 60 draws, all of one side of 0 by a tenth of their norm, 2000 weights in 64 directions.
+
+    By the sketch all are of one side or the other, and Wilson's interval alone would be sure.
+    """
+    rng = np.random.default_rng(0)
+    n, k, draws, inside, alone, trials = 2000, 64, 60, 0, 0, 200
+    way, side = rng.standard_normal((2, n))
+    for seed in range(trials):
+        gradients = -(0.1 * way + side + 0.02 * rng.standard_normal((draws, n)))
+        kept = [Project(k, seed).project(each, 0) for each in (0 * way, way, gradients)]
+        pair = [np.stack([each] * 2)[..., None, :] for each in (kept[2][0], kept[2])]
+        ones = np.ones((2, 1))
+        found = one_point_convexity(
+            step=np.array([0, 1]), learning_rate=0 * ones, member=np.ones((1, 2, 1)),
+            every_step=np.array([0, 1]), numel=n * ones, every_rate=0 * ones,
+            weight=np.stack(kept[:2])[:, None], gradient=pair[0],
+            squared_norm=float(n) * ones, noise_squared_norm=np.ones((2, draws, 1)),
+            smoothed=pair[1], smoothed_squared_norm=float(n) * ones,
+        )  # fmt: skip
+        exact = np.mean(-gradients @ way > 0)
+        low, high = (found[f"draws_positive_{end}"][0, 0] for end in ("low", "high"))
+        inside += low <= exact <= high + 1e-12
+        count = round(draws * float(found["draws_positive"][0, 0]))
+        low, high = proportion_confint(count, draws, 0.05, method="wilson")
+        alone += low <= exact <= high + 1e-12
+    # Fewer than 91 % of 200 at a level of 95 % has a probability of 1 %.
+    assert inside > 0.91 * trials
+    assert alone < 0.9 * trials
+
+
 def test_an_earlier_target_and_fewer_steps():
     rows, w = quadratic(np.diag([1.0] * 5))
     found = one_point_convexity(**rows, target=25)
@@ -247,6 +336,8 @@ def test_statuses():
         ({"smoothed": rows["smoothed"][:, :1]}, Status.TOO_FEW_SAMPLES),
         ({"weight": np.ones_like(rows["weight"])}, Status.CONSTANT_INPUT),
         ({"gradient": np.zeros_like(rows["gradient"])}, Status.CONSTANT_INPUT),
+        ({"squared_norm": np.full((4, 2), np.inf)}, Status.NON_FINITE_INPUT),
+        ({"every_rate": np.full((4, 2), np.nan)}, Status.NON_FINITE_INPUT),
     ):
         found = one_point_convexity(**(rows | changed))
         assert (found["status"] == status).all()
