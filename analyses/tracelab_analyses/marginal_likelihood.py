@@ -110,6 +110,7 @@ def marginal_likelihood(
         found |= {
             "n_examples": signs.size,
             "n_positive": int((signs > 0).sum()),
+            "n_classes": np.unique(label[step]).size,
             "n_networks": int(n_networks),
             "n_outputs": int(n_networks) * int(n_units),
             "n_groups": kernel.shape[1],
@@ -215,7 +216,10 @@ def _gaussian(
 
     def measures(kept: IntArray) -> FloatArray:
         second = diagonal[kept].mean(axis=0)
-        excess = fourth[kept].mean(axis=0) / second**2 - 3.0
+        high = fourth[kept].mean(axis=0)
+        # Where it left the range of numbers nothing is known.
+        known = np.isfinite(high) & (high > 0)
+        excess = np.where(known, high / second / second, np.nan) - 3.0
         # Products of different groups alone, whose errors are independent.
         total = mean[kept].sum(axis=0)
         pairs = kept.size * (kept.size - 1) or np.nan
@@ -274,7 +278,25 @@ def _warnings(good: xr.Dataset) -> list[str]:
         "chosen by these data."
     ]
     outputs, n = int(last["n_outputs"]), int(last["n_examples"])
-    if int(last["n_positive"]) in (0, n):
+    classes, positive = int(last["n_classes"]), int(last["n_positive"])
+    if classes > 2:
+        given = good.attrs.get("parameters", {}).get("positive", UPPER)
+        found.append(
+            f"The {classes} classes of the labels are made two by positive={given!r}, {positive} "
+            f"of {n} examples against the others: the bound is of that task, and none on telling "
+            f"{classes} classes apart."
+        )
+    lacking = [str(each["approximation"].values) for each in
+               (last.isel(approximation=place) for place in range(len(METHODS)))
+               if not np.isfinite(each["log_evidence"])]  # fmt: skip
+    if lacking:
+        found.append(f"{' and '.join(lacking)} did not converge: there is no bound by it.")
+    if not np.isfinite(last["log_evidence_se"][0]):
+        found.append(
+            "The standard error is not known: without some group of networks the labels have no "
+            "evidence that converges."
+        )
+    if positive in (0, n):
         found.append(
             f"All {n} examples are of one of the two classes that positive= makes: the bound is of "
             "a task with one answer."
@@ -342,7 +364,7 @@ def _input(source: str, dims: tuple[str, ...] = (), dtype: str = "float64") -> I
 ANALYSIS = Analysis(
     name="marginal_likelihood",
     summary="How probable are the labels under networks at random? The bound of it",
-    version=1,
+    version=2,
     inputs=(
         _input("/kernel", ("step", "group", "example", "example2")),
         _input("/mean", ("step", "group", "example")),
@@ -375,6 +397,7 @@ ANALYSIS = Analysis(
                  description=Assumption.meanings()),
         Variable("n_examples", _CELL, dtype="int64", description="labels"),
         Variable("n_positive", _CELL, dtype="int64", description="of the second class"),
+        Variable("n_classes", _CELL, dtype="int64", description="classes that labels have"),
         Variable("n_networks", _CELL, dtype="int64", description="initializations"),
         Variable("n_outputs", _CELL, dtype="int64", description="of all of them: the sample size"),
         Variable("n_groups", _CELL, dtype="int64", description="groups of networks"),

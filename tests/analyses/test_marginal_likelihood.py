@@ -175,6 +175,42 @@ def test_kurtosis_and_mean_are_those_of_the_law():
     assert found["mean_share"] == pytest.approx(1 / second, abs=4 * found["mean_share_se"])
 
 
+@pytest.mark.parametrize("scale", [1e-150, 1e-6, 1e6, 1e70])
+def test_the_sign_of_outputs_does_not_know_their_scale(scale):
+    found = found_by(draw=lambda rng: scale * rng.standard_normal((GROUPS, 400, 6)))
+    plain = found_by(draw=lambda rng: rng.standard_normal((GROUPS, 400, 6)))
+    for name in ("log_evidence", "log_evidence_se"):
+        assert found[name][0] == pytest.approx(plain[name][0], rel=1e-6)
+    np.testing.assert_allclose(found["bound"][0], plain["bound"][0], rtol=1e-6)
+    assert found["status"] == Status.OK
+    # The fourth power is a number up to 1e77 and from 1e-81 on; beyond them nothing is claimed.
+    if scale == 1e-150:
+        assert np.isnan(found["excess_kurtosis"])
+        assert found["assumption_holds"][ASSUMPTIONS.index(GAUSSIAN)] == Assumption.UNCHECKED
+    else:
+        assert found["excess_kurtosis"] == pytest.approx(plain["excess_kurtosis"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("labels", "status"),
+    [([0, 0, 1, 0, 1, 0], Status.OK), ([0, 1, 1, 0, 1, 0], Status.NOT_CONVERGED)],
+)
+def test_an_example_drawn_twice(labels, status):
+    """With one label it says nothing new; two labels of one example have a probability of 0."""
+    root = np.eye(6) + 0.3
+    root[1] = root[0]
+    found = found_by(root=root, label=np.array([labels]))
+    assert found["status"] == status
+    assert np.isfinite(found["bound"]).all() == (status is Status.OK)
+    if status is Status.OK:
+        kept = [0, 2, 3, 4, 5]
+        kernel = inputs(root=root)["kernel"][0].mean(axis=0)[np.ix_(kept, kept)]
+        signs = np.where(np.array(labels)[kept] == 1, 1, -1)
+        exact = expectation_propagation(kernel, signs).log_evidence
+        # A second site for the same sign: expectation propagation is 2 % off for it.
+        assert found["log_evidence"][0] == pytest.approx(exact, rel=0.06)
+
+
 @pytest.mark.parametrize(
     ("changed", "status"),
     [
@@ -272,6 +308,16 @@ def test_findings_say_what_is_wrong():
         data = {name: (dims[name], value) for name, value in found.items()}
         return ANALYSIS.finding(xr.Dataset(data, coords={k: list(v) for k, v in coords.items()}))
 
+    huge = finding(draw=lambda rng: 1e50 * rng.standard_normal((GROUPS, 400, 6)))
+    assert any("Laplace did not converge" in text for text in huge.warnings)
+    many = finding()
+    assert any(
+        "The 6 classes of the labels are made two by positive='upper half', 3 of 6" in text
+        for text in many.warnings
+    )
+    assert not any("did not converge" in text for text in many.warnings)
+    two = finding(label=np.array([[0, 0, 0, 1, 1, 1]]))
+    assert not any("made two" in text for text in two.warnings)
     few = finding(outputs=4)
     assert any("of 20 outputs for 6 examples" in text for text in few.warnings)
     heavy = finding(draw=lambda rng: rng.standard_t(5, (GROUPS, 4000, 6)), outputs=4000)
