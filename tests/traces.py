@@ -266,6 +266,8 @@ def write_perturbed_loss(writer, step, rng, scale=1.0, batches=BATCHES, draws=8)
         error=np.array([0.1, 0.2]),
         loss_se=np.array([0.01, 0.02]),
         error_se=np.array([0.01, 0.02]),
+        error_low=0.0,
+        error_high=1.0,
         max_loss=0.7,
         distance=np.sqrt(step),
         noise_loss=0.4 + rises,
@@ -277,6 +279,7 @@ def write_perturbed_loss(writer, step, rng, scale=1.0, batches=BATCHES, draws=8)
         deviation=scale * rng.exponential(1.0, batches),
         variance=scale * 0.9,
         example_variance=scale * 7.2,
+        example_variance_se=scale * 0.4,
         max_gradient_norm=scale * 3.0,
     )
 

@@ -13,9 +13,10 @@ __all__ = ["ASSUMPTIONS", "NEEDS", "PROVED", "THEORIES", "assumed"]
 
 THEORIES = (*VIRTUAL, "pensia", "negrea")
 ASSUMPTIONS = {
-    "plain_sgd": "steps are gradients times one rate: no momentum, weight decay or adaptive steps",
+    "plain_sgd": "steps are gradients times one rate: no momentum, weight decay or adaptive steps, "
+    "by the optimizers' settings at each of them (what is done to gradients is not seen)",
     "all_layers": "noise was added to all that training changes, running statistics included",
-    "bounded": "what is bounded has a bounded range",
+    "bounded": "what is bounded has a bounded range, of every example",
     "held_out": "the gradient of the expected loss was measured on held-out data",
     "expectation": "one run stands for the mean over training sets",
     "scale_fixed": "the scale of the noise was fixed before the data were seen",

@@ -53,6 +53,10 @@ def information_bound(
     every_step: IntArray,
     learning_rate: FloatArray,
     injected_noise: FloatArray | None = None,
+    plain_steps: FloatArray | None = None,
+    error_low: FloatArray | None = None,
+    error_high: FloatArray | None = None,
+    example_variance_se: FloatArray | None = None,
     *,
     constant: float = 2.0,
     loss_bound: float | None = None,
@@ -83,7 +87,9 @@ def information_bound(
     :math:`\frac n{n-1}` times the trace of the gradients' unbiased covariance.
 
     Standard errors are over minibatches and draws of the noise, at the scale chosen; the held-out
-    and training data are taken as given. V and the sensitivity are of noise in one run.
+    and training data are taken as given. V and the sensitivity are of noise in one run. That of
+    ``negrea`` is of the trace of the covariance, to first order, rows being independent. ``pensia``
+    has none: its L is the largest norm that was seen, which is no estimate of the largest there is.
 
     Parameters
     ----------
@@ -105,11 +111,17 @@ def information_bound(
         Trace of the covariance of one example's gradient.
     max_gradient_norm : ndarray, shape (step,)
         Largest norm of a minibatch's gradient.
+    plain_steps : ndarray, shape (every_step,), optional
+        1 where a step was plain SGD by the optimizers' settings of that step, else 0; NaN unknown.
+    error_low, error_high : ndarray, shape (step,), optional
+        Smallest and largest error of an example; NaN where only means of batches are known.
+    example_variance_se : ndarray, shape (step,), optional
+        Standard error of `example_variance`.
     n_weights, n_data, n_examples, n_held_out, batch_size : int
         Weights that move; training examples, those of them that were evaluated, held-out ones;
         examples of a minibatch.
     replacement, plain_sgd, all_layers : bool
-        As recorded.
+        As recorded; `plain_sgd` of the optimizers as recording began.
     every_step, learning_rate, injected_noise : ndarray, shape (every_step,)
         Steps that were taken, their learning rates, and the noise that they added to the weights.
     constant, loss_bound, sigma_total, confidence
@@ -166,7 +178,7 @@ def information_bound(
         if injected_noise is not None:
             found |= _injected(
                 learning_rate[:count], injected_noise[:count], max_gradient_norm[: row + 1].max(),
-                path.between(example_variance)[:count], span, n_data,
+                path, example_variance, example_variance_se, span, n_data,
             )  # fmt: skip
         for theory, values in found.items():
             for name, value in values.items():
@@ -178,9 +190,9 @@ def information_bound(
     out["vacuous_term"] = np.where(trajectory | flat, trajectory + 2 * flat, 4 * out["vacuous"])
     out["vacuous_term"] = out["vacuous_term"].astype(np.uint8)
     facts = {
-        "plain_sgd": bool(plain_sgd),
+        "plain_sgd": _plain(bool(plain_sgd), plain_steps, counts[-1]),
         "all_layers": bool(all_layers),
-        "bounded": _bounded(by_error, span, measure, noisy, max_loss),
+        "bounded": _bounded(by_error, span, measure, noisy, max_loss, (error_low, error_high)),
         "held_out": bool(n_held_out > 0),
         "scale_fixed": sigma_total is not None,
         "full_batch": bool(batch_size >= n_data and not replacement),
@@ -217,14 +229,28 @@ def _status(
     return Status.OK
 
 
+def _plain(as_it_began: bool, steps: FloatArray | None, count: int) -> bool | None:
+    """Return whether all steps were plain SGD; None where those behind the first are unknown."""
+    taken = np.full(1, np.nan) if steps is None else steps[:count]
+    if not as_it_began or (taken == 0).any():
+        return False
+    return True if (taken == 1).all() else None
+
+
 def _bounded(
-    by_error: bool, span: float, measure: FloatArray, noisy: FloatArray, max_loss: FloatArray
+    by_error: bool,
+    span: float,
+    measure: FloatArray,
+    noisy: FloatArray,
+    max_loss: FloatArray,
+    extremes: tuple[FloatArray | None, FloatArray | None],
 ) -> bool | None:
-    """Return whether the range holds; None where nothing seen speaks against it."""
-    seen = [measure.ravel(), noisy.ravel()] + ([] if by_error else [max_loss])
+    """Return whether the range holds of examples; None where nothing seen speaks against it."""
+    known = [np.full(1, np.nan) if each is None else each for each in extremes]
+    seen = [measure.ravel(), noisy.ravel()] + (known if by_error else [max_loss])
     if any((each < 0).any() or (each > span * (1 + _ROUNDING)).any() for each in seen):
         return False
-    return True if by_error else None
+    return True if by_error and np.isfinite(known).all() else None
 
 
 def _virtual(
@@ -268,7 +294,9 @@ def _injected(
     rate: FloatArray,
     noise: FloatArray,
     largest: float,
+    path: Path,
     variance: FloatArray,
+    variance_se: FloatArray | None,
     span: float,
     n: int,
 ) -> dict[str, dict[str, float]]:
@@ -276,24 +304,39 @@ def _injected(
     # A step of no rate tells nothing, also without noise.
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.where((rate == 0) & np.isfinite(noise), 0.0, (rate / noise) ** 2)
-    # E||zeta_j||^2 = n / (n - 1) tr Sigma, Sigma the unbiased covariance.
-    incoherence = n / (n - 1) * variance
-    terms = {
-        "pensia": span / 2 * np.sqrt(np.sum(ratio * largest**2) / n),
-        "negrea": span / 2 * np.sqrt(np.sum(ratio * incoherence) / n**2),
-    }
+        # E||zeta_j||^2 = n / (n - 1) tr Sigma, Sigma the unbiased covariance.
+        share = ratio / n / (n - 1)
+        count = len(rate)
+        total = np.sum(share * path.between(variance)[:count])
+        pensia = span / 2 * np.sqrt(np.sum(ratio * largest**2) / n)
+        negrea = span / 2 * np.sqrt(total)
+        error = np.nan
+        if variance_se is not None and total > 0:
+            part, rows = path.part[:count], len(variance)
+            counted = np.bincount(path.left[:count], share * (1 - part), rows)
+            counted += np.bincount(path.right[:count], share * part, rows)
+            # Rows, whose minibatches are their own, are independent.
+            of_total = np.sqrt(np.sum((counted * variance_se) ** 2))
+            error = float(negrea * of_total / 2 / total)
     return {
-        theory: {"trajectory_term": float(term), "flatness_term": 0.0}
-        for theory, term in terms.items()
-    }
+        "pensia": {"trajectory_term": float(pensia), "flatness_term": 0.0},
+        "negrea": {
+            "trajectory_term": float(negrea), "trajectory_term_se": error,
+            "flatness_term": 0.0, "flatness_term_se": 0.0,
+        },
+    }  # fmt: skip
 
 
 _RECORDER = "PerturbedLoss(held_out=..., error=misclassified)"
 
 
-def _input(name: str, dims: tuple[str, ...], units: str = "loss", dtype: str = "float64") -> Input:
+def _input(
+    name: str, dims: tuple[str, ...], units: str = "loss", dtype: str = "float64",
+    *, optional: bool = False,
+) -> Input:  # fmt: skip
     variable = Variable(name, ("step", *dims), units, dtype)
-    return Input(variable, (f"perturbed_loss/{name}",), collector=_RECORDER)
+    source = f"perturbed_loss/{name}"
+    return Input(variable, (source,), collector=_RECORDER, optional=optional)
 
 
 def _attribute(name: str, dtype: str = "int64") -> Input:
@@ -313,7 +356,7 @@ _SQUARED = "(loss/weight)^2"
 ANALYSIS = Analysis(
     name="information_bound",
     summary="How much can weights overfit, by what their trajectory tells of the data?",
-    version=1,
+    version=2,
     inputs=(
         _input("step", (), "step", "int64"),
         _input("sigma", ("level",), "weight"),
@@ -340,11 +383,15 @@ ANALYSIS = Analysis(
         _whole("learning_rate", "steps/learning_rate", "weight^2/loss"),
         _whole("injected_noise", "steps/injected_noise", "1", optional=True,
                collector="session.log(injected_noise=std)"),
+        _whole("plain_steps", "steps/plain_sgd", "1", optional=True),
+        _input("error_low", (), "1", optional=True),
+        _input("error_high", (), "1", optional=True),
+        _input("example_variance_se", (), _SQUARED, optional=True),
     ),
     outputs=(
         Variable("bound", _BOUND, description="bound on the gap: the sum of both terms"),
         Variable("bound_se", _BOUND,
-                 description="Monte Carlo standard error; NaN of pensia, a maximum, and negrea"),
+                 description="Monte Carlo standard error; NaN of pensia, by a largest norm seen"),
         Variable("trajectory_term", _BOUND, description="by what the trajectory tells of the data"),
         Variable("trajectory_term_se", _BOUND, description="its Monte Carlo standard error"),
         Variable("flatness_term", _BOUND, description="by what noise changes on new data alone"),

@@ -29,13 +29,14 @@ def finding(result: xr.Dataset) -> Finding:
     if int(row["status"]) != int(Status.OK):
         return Finding(_refusal(row))
     last = row.isel(step=-1)
-    bounds = last["bound"].sel(theory=_credible(row))
+    bounds = last["bound"].sel(theory=_holding(row) or list(PROVED))
     if not np.isfinite(bounds).any():
         return Finding("No bound is finite: the noise on record leaves the information unbounded.")
     theory = str(bounds["theory"].values[int(np.nanargmin(bounds))])
     said = last.sel(theory=theory)
     value, gap = float(said["bound"]), float(last["gap"])
-    text = f"After {int(last['step'])} steps the gap of the {of} of {subject(row)} is at most "
+    verb = "is" if theory in _holding(row) else "would be"
+    text = f"After {int(last['step'])} steps the gap of the {of} of {subject(row)} {verb} at most "
     text += f"{value:.3g}"
     if np.isfinite(said["bound_se"]):
         text += f" +- {float(said['bound_se']):.2g}"
@@ -52,14 +53,14 @@ def finding(result: xr.Dataset) -> Finding:
     return Finding(f"{text}.", tuple(_warnings(row, theory)))
 
 
-def _credible(row: xr.Dataset) -> list[str]:
-    """Return the theories that are proved and hold but for the choice of the noise, or the proved.
+def _holding(row: xr.Dataset) -> list[str]:
+    """Return the theories that are proved and hold but for the choice of the noise.
 
     The scale of the noise is chosen by the data unless it is given, which all others are free of.
     """
     fails = row["assumption_holds"] == int(Assumption.FAILS)
     wrong = fails.drop_sel(assumption="scale_fixed").any("assumption")
-    return [theory for theory in PROVED if not wrong.sel(theory=theory)] or list(PROVED)
+    return [theory for theory in PROVED if not wrong.sel(theory=theory)]
 
 
 def _refusal(row: xr.Dataset) -> str:

@@ -6,15 +6,11 @@ with the term that makes it vacuous where it is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import numpy as np
-import xarray as xr
 from scipy import stats
 
-from tracelab.contracts import Analysis, Finding, Input, Parameter, Reference, Variable
-from tracelab.outcomes import at_ends, blank, shown, subject
+from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
+from tracelab.outcomes import blank
 from tracelab.stats.pac_bayes import (
     catoni,
     catoni_price,
@@ -25,28 +21,24 @@ from tracelab.stats.pac_bayes import (
     seeger_price,
 )
 from tracelab.typing import Array, Assumption, FloatArray, Status
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tracelab_analyses.pac_bayes_figures import (
+    ASSUMPTIONS,
+    DRAWS,
+    EMPIRICAL,
+    FORMS,
+    KL,
+    NOT_VACUOUS,
+    PRICE,
+    SHAPES,
+    TERMS,
+    THEORIES,
+    finding,
+    plot,
+)
 
 MIN_DRAWS = 2
-FORMS = ("mcallester", "seeger", "catoni")
-SHAPES = ("isotropic", "Hessian-shaped")
-THEORIES = tuple(f"{form}, {shape}" for form in FORMS for shape in SHAPES)
-PRIOR, INDEPENDENT, BOUNDED, COVERED = ASSUMPTIONS = (
-    "prior independent of the data",
-    "examples independent and of one law",
-    "loss in [0, 1]",
-    "noise on all trained weights",
-)
-NOT_VACUOUS, EMPIRICAL, KL, PRICE, DRAWS = range(5)
-TERMS = (
-    "none",
-    "the training error under noise",
-    "the divergence from the prior",
-    "the price of confidence and of the prior's variance",
-    "the limit that few draws of the noise allow",
-)
+# By so much, in parts, can a mean by pieces exceed the largest of its values.
+_ROUNDING = 1e-12
 _CELL = ("step", "layer")
 _BOUND = (*_CELL, "theory")
 _LEVEL = (*_BOUND, "level")
@@ -64,6 +56,8 @@ def pac_bayes(
     n_held_out: Array,
     seed: Array,
     all_layers: FloatArray | None = None,
+    error_low: FloatArray | None = None,
+    error_high: FloatArray | None = None,
     *,
     confidence: float = 0.95,
     largest_prior_variance: float = 1.0,
@@ -104,6 +98,8 @@ def pac_bayes(
         Its shape says how many rows there are: all say the same.
     all_layers : ndarray, shape (), optional
         1 where all trained layers move.
+    error_low, error_high : ndarray, shape (step,), optional
+        Smallest and largest error of an example; NaN where only means of batches are known.
     confidence : float
         With which the bounds of a step hold together; also of the interval of the gap.
     largest_prior_variance, prior_precision : float, int
@@ -128,6 +124,8 @@ def pac_bayes(
         covered = Assumption.HOLDS if all_layers == 1 else Assumption.FAILS
     for step in range(steps):
         losses, bounded, of_loss = _losses(noise_error[step], noise_loss[step], loss_bound)
+        if not of_loss and error_low is not None and error_high is not None:
+            bounded = _by_example(bounded, error_low[step], error_high[step])
         status = _status(min(n, d), losses, noise_loss[step], distance[step])
         found: dict[str, Array | float | int] = {
             "sigma_recorded": sigma[step],
@@ -158,14 +156,23 @@ def _losses(
     missing = bool(np.isnan(error[0]).all())
     taken = loss / loss_bound if missing and loss_bound is not None else error
     # By rounding, a mean of pieces can exceed 1.
-    outside = (taken < 0) | (taken > 1 + 1e-12)
-    bounded = Assumption.UNCHECKED if missing else Assumption.HOLDS
-    if outside.any():
-        bounded = Assumption.FAILS
+    outside = (taken < 0) | (taken > 1 + _ROUNDING)
+    # A set and shape without any number was not recorded.
+    lacking = np.isnan(taken)
+    spoiled = lacking & ~lacking.all(axis=(-3, -2, -1), keepdims=True)
+    bounded = Assumption.FAILS if (outside | spoiled).any() else Assumption.UNCHECKED
     # Noise under which it is out of bounds once has no bound.
-    lost = (outside | np.isnan(taken)).any(axis=(-2, -1), keepdims=True)
+    lost = (outside | lacking).any(axis=(-2, -1), keepdims=True)
     pairs = np.where(lost, np.nan, np.minimum(taken, 1.0))
     return pairs.mean(axis=-2), bounded, missing and loss_bound is not None
+
+
+def _by_example(means: Assumption, low: float, high: float) -> Assumption:
+    """Return whether errors of single examples are in [0, 1], of which the means say little."""
+    if low < 0 or high > 1 + _ROUNDING:
+        return Assumption.FAILS
+    inside = means is not Assumption.FAILS and bool(np.isfinite(low) and np.isfinite(high))
+    return Assumption.HOLDS if inside else means
 
 
 def _status(size: int, losses: FloatArray, noise_loss: FloatArray, distance: float) -> Status:
@@ -286,121 +293,6 @@ def _gap(losses: FloatArray, held: int, confidence: float) -> dict[str, float]:
     }
 
 
-def finding(result: xr.Dataset) -> Finding:
-    """Return the smallest bound with its terms, at the first and last step."""
-    good = shown(result)
-    if good.sizes["step"] == 0:
-        return Finding(
-            "No step had errors under noise that are finite and vary, nor losses with a loss_bound."
-        )
-    sentence = (
-        f"Of {subject(good)} with noise on its weights, {'; and '.join(at_ends(good, _say))}."
-    )
-    return Finding(sentence, tuple(_warnings(good)))
-
-
-def _best(row: xr.Dataset) -> xr.Dataset:
-    return row.isel(theory=int(np.nanargmin(row["bound"].values)))
-
-
-def _say(row: xr.Dataset) -> str:
-    best = _best(row)
-    what = "loss over its bound" if bool(best["of_loss"]) else "error"
-    risk = f", held-out {float(best['held_out']):.3g}" if np.isfinite(best["held_out"]) else ""
-    bound, limit, kl, price = (
-        float(best[name]) for name in ("bound", "empirical_high", "kl", "price")
-    )
-    text = (
-        f"the {what} is at most {bound:.3g} ({best['theory'].values}) at step {int(row['step'])}: "
-        f"{float(best['empirical']):.3g} in training{risk}, at most {limit:.3g} by "
-        f"{int(best['n_draws'])} draws, {kl:.3g} nats from the prior and {price:.3g} of price over "
-        f"{int(best['n_examples'])} examples"
-    )
-    if bool(best["vacuous"]):
-        return f"{text}; this bound is vacuous by {TERMS[int(best['vacuous_term'])]}"
-    return f"{text}; this bound is not vacuous"
-
-
-def _warnings(good: xr.Dataset) -> list[str]:
-    last = good.isel(step=-1)
-    best = _best(last)
-    found = [
-        "The bound is of weights with noise, drawn anew for each prediction, not of the recorded "
-        "weights. It takes for granted what no trace tells: that the weights at the start do not "
-        "depend on the data, and that examples are independent and of one law."
-    ]
-    if float(best["bound"] - best["bound_many_draws"]) > 0.05:
-        found.append(
-            f"Endless draws with the same mean would give {float(best['bound_many_draws']):.3g}: "
-            "record more of them (PerturbedLoss(draws=...))."
-        )
-    if int(last["assumption_holds"].sel(assumption=BOUNDED)) == Assumption.FAILS:
-        found.append("Losses beyond loss_bound, or errors beyond 1, were seen: no theorem holds.")
-    if int(last["assumption_holds"].sel(assumption=COVERED)) == Assumption.FAILS:
-        found.append(
-            "Some of what training changes (layers that were left out, running statistics) has no "
-            "noise and is not paid for, so that this is no bound; record all layers."
-        )
-    if bool(last["of_loss"]):
-        found.append("That single examples keep to loss_bound is not seen, only that means do.")
-    if (best["gap_low"] > best["bound"] - best["empirical"]).item():
-        found.append("The gap that was measured is above the bound: an assumption does not hold.")
-    return found
-
-
-def plot(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Return bounds over noise and over training, and the terms of the smallest."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
-
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
-    figure.set_label(
-        "PAC-Bayes bounds on the error under weight noise, by its standard deviation at the last "
-        "step; the smallest over training, with the errors it is above; the terms of it over the "
-        "number of examples."
-    )
-    left, middle, right = figure.subplots(1, 3)
-    for number, (label, result) in enumerate(results.items()):
-        rows = shown(result)
-        if rows.sizes["step"] == 0:
-            continue
-        last = rows.isel(step=-1)
-        if number == 0:
-            for theory in THEORIES:
-                values = last["bound_by_level"].sel(theory=theory).values
-                if np.isfinite(values).any():
-                    left.plot(last["sigma_recorded"], values, ".-", lw=1, label=theory)
-        best = [_best(rows.isel(step=place)) for place in range(rows.sizes["step"])]
-        color = f"C{number}"
-
-        def line(name: str, best: list[xr.Dataset] = best) -> FloatArray:
-            return np.array([float(each[name]) for each in best])
-
-        step, n = rows["step"].values, float(last["n_examples"])
-        middle.plot(step, line("bound"), "o-", color=color, ms=4, label=label)
-        middle.plot(step, line("held_out"), "--", color=color, lw=1)
-        middle.plot(step, line("empirical"), ":", color=color, lw=1)
-        right.plot(step, line("kl") / n, "o-", color=color, ms=3, label=label)
-        right.plot(step, line("price") / n, "--", color=color, lw=1)
-        right.plot(step, line("empirical_high") - line("empirical"), ":", color=color, lw=1)
-    middle.plot([], [], "--", color="0.4", lw=1, label="held-out error")
-    middle.plot([], [], ":", color="0.4", lw=1, label="training error")
-    right.plot([], [], "o-", color="0.4", ms=3, label="divergence / n")
-    right.plot([], [], "--", color="0.4", lw=1, label="price / n")
-    right.plot([], [], ":", color="0.4", lw=1, label="allowance for draws")
-    left.set(xlabel="standard deviation", ylabel="bound", xscale="log", title="By noise, last step")
-    middle.set(xlabel="step", ylabel="error", title="Smallest bound over training")
-    right.set(xlabel="step", ylabel="term", title="Terms of the smallest")
-    left.xaxis.set_minor_formatter(NullFormatter())
-    right.set_yscale("symlog", linthresh=1e-3)
-    for axis in (left, middle, right):
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=7, frameon=False)
-    for axis in (middle, right):
-        axis.set_xscale("symlog", linthresh=10)
-    return figure
-
-
 def _input(
     source: str, dims: tuple[str, ...] = (), units: str = "1", dtype: str = "float64",
     *, optional: bool = False,
@@ -416,7 +308,7 @@ _NOISE = ("step", "set", "shape", "level", "sign", "draw")
 ANALYSIS = Analysis(
     name="pac_bayes",
     summary="What bounds the error of the network with noise on its weights? PAC-Bayes",
-    version=1,
+    version=2,
     inputs=(
         _input("/sigma", ("step", "level"), "weight"),
         _input("/distance", ("step",), "weight"),
@@ -428,6 +320,8 @@ ANALYSIS = Analysis(
         _input("@n_examples", dtype="int64"),
         _input("@n_held_out", dtype="int64"),
         _input("@all_layers", optional=True),
+        _input("/error_low", ("step",), optional=True),
+        _input("/error_high", ("step",), optional=True),
     ),
     outputs=(
         Variable("bound", _BOUND, description="on the risk under noise, the least over its sizes"),
@@ -474,7 +368,8 @@ ANALYSIS = Analysis(
     parameters=(
         Parameter("confidence", 0.95, "with which the bounds of a step hold", low=0.5, high=0.9999),
         Parameter("largest_prior_variance", 1.0, "widest prior of the grid", low=1e-12),
-        Parameter("prior_precision", 100, "variances of the grid to a factor of e", low=1),
+        Parameter("prior_precision", 100, "variances of the grid to a factor of e", low=1,
+                  high=10**12),
         Parameter("loss_bound", None, "largest loss there can be, where no error is recorded",
                   low=1e-12),
         Parameter("vacuous_from", 0.99, "from where a bound says nothing", low=0.0, high=1.0),

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tracelab.errors import UsageError
 from tracelab.sketch import splitmix64
+from tracelab_collectors.extremes import Extremes
 from tracelab_collectors.frozen import FrozenLoss, in_mode
 from tracelab_collectors.generators import forked_generators
 from tracelab_collectors.indexed import Indexed
@@ -76,6 +78,8 @@ class Perturbation:
         As for `frozen.in_mode`.
     piece : int, optional
         Examples per piece; all if None.
+    extremes : Extremes, optional
+        What the error is of.
     """
 
     loss: FrozenLoss
@@ -87,6 +91,7 @@ class Perturbation:
     seed: int
     mode: str | None = "eval"
     piece: int | None = None
+    extremes: Extremes | None = None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -95,15 +100,39 @@ class Perturbation:
             yield
 
     def rehearse(self, *, curved: bool) -> None:
-        """Compute what a row does, once."""
+        """Compute what a row does, once.
+
+        Raises
+        ------
+        UsageError
+            If an error is outside 0 and 1, or no number.
+        """
         with self.frozen():
             row = torch.empty_like(self.weights)
             for each in self.sets:
                 self._surface(self.loss, each).gradient(self.weights, row)
                 if self.error is not None:
-                    self._surface(self.error, each).value(self.weights)
+                    value = self._surface(self.error, each).value(self.weights)
+                    self._check(value)
             if curved:
                 self._hessian()(self.weights)
+
+    def _check(self, mean: float) -> None:
+        # Of means alone the extremes are NaN, and of an error that is no number the mean as well.
+        seen = () if self.extremes is None else self.extremes.seen()
+        for value in (mean, *(each for each in seen if not math.isnan(each))):
+            if not 0 <= value <= 1:
+                raise UsageError(
+                    f"error(model, batch) is {value:g} on the first examples, and bounds are for "
+                    "errors within 0 and 1; give such a one, as misclassified is, or leave error= "
+                    "out and give the analysis a loss_bound="
+                )
+
+    def range(self) -> dict[str, Tensor]:
+        """Return the smallest and the largest error of an example that was seen."""
+        seen = (math.nan, math.nan) if self.extremes is None else self.extremes.seen()
+        pairs = zip(("error_low", "error_high"), seen, strict=True)
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in pairs}
 
     def distance(self, start: Tensor) -> Tensor:
         """Return the norm of the weights less others, summed in float64."""
@@ -278,6 +307,7 @@ class Perturbation:
             "deviation": torch.stack(deviations),
             "variance": spread.variance(),
             "example_variance": scale * example.variance(),
+            "example_variance_se": scale * example.error(),
             "max_gradient_norm": torch.stack(norms).max(),
         }
 
@@ -298,25 +328,39 @@ class Perturbation:
 
 @dataclass(slots=True)
 class _Spread:
-    """Trace of the covariance of vectors as they come, by Welford's recursion in float64."""
+    """Trace of the covariance of vectors as they come, by Welford's recursion in float64.
+
+    What the k-th vector adds to the sum of squares is that of a contrast (Helmert's), uncorrelated
+    with the others and of the same covariance as a vector: so their spread tells the error.
+    """
 
     mean: Tensor
     squares: Tensor
+    added: list[Tensor]
     count: int = 0
 
     @classmethod
     def like(cls, row: Tensor) -> _Spread:
         mean = torch.zeros_like(row, dtype=torch.float64)
-        return cls(mean, mean.new_zeros(()))
+        return cls(mean, mean.new_zeros(()), [])
 
     def take(self, row: Tensor) -> None:
         self.count += 1
         away = row - self.mean
         self.mean.add_(away, alpha=1 / self.count)
-        self.squares += inner(away, row - self.mean)
+        added = inner(away, row - self.mean)
+        self.squares += added
+        if self.count > 1:
+            self.added.append(added)
 
     def variance(self) -> Tensor:
         return self.squares / (self.count - 1)
+
+    def error(self) -> Tensor:
+        """Return the standard error of it; NaN of two vectors."""
+        added = torch.stack(self.added)
+        deviation = added.std() if len(added) > 1 else added.new_full((), math.nan)
+        return deviation / math.sqrt(len(added))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -22,6 +22,7 @@ from tracelab_collectors.collector import Run
 from tracelab_collectors.handover import STEPS, BudgetSpentError, Handover
 from tracelab_collectors.hooks import Hooks, behind_backward, steps_within_itself
 from tracelab_collectors.passes import Passes
+from tracelab_collectors.plainness import plain_sgd
 from tracelab_collectors.scaling import calling_scale
 from tracelab_collectors.steps import StepRows, scalar
 from tracelab_collectors.subject import Subject
@@ -341,7 +342,8 @@ class Session:
             return
         rate = scalar(optimizer.param_groups[0]["lr"])
         now = time.perf_counter()
-        self._rows.begin(step, learning_rate=rate, wall_time=now - self._started)
+        plain = scalar(plain_sgd(self._subject.optimizers))
+        self._rows.begin(step, learning_rate=rate, plain_sgd=plain, wall_time=now - self._started)
         self._due = step >= self._agenda.next
         if self._due:
             if self._subject.changed():

@@ -11,7 +11,9 @@ from tracelab.trace.schema import NAME
 
 __all__ = ["StepRows", "scalar"]
 
-RESERVED = frozenset({"step", "applied", "learning_rate", "micro_batches", "skipped", "wall_time"})
+RESERVED = frozenset(
+    {"step", "applied", "learning_rate", "micro_batches", "plain_sgd", "skipped", "wall_time"}
+)
 
 
 class StepRows:

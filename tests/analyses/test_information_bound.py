@@ -41,9 +41,12 @@ def rows(step, variance, sensitivity, *, gap=0.0, flatness=0.0, **given):
         "deviation": np.repeat(variance[:, None], BATCHES, axis=-1),
         "example_variance": np.full(count, 3.0),
         "max_gradient_norm": np.full(count, 2.0),
+        "error_low": np.zeros(count), "error_high": np.ones(count),
+        "example_variance_se": np.full(count, 0.3),
         "n_weights": 5, "n_data": 100, "n_examples": 100, "n_held_out": 50,
         "batch_size": 4, "replacement": True, "plain_sgd": True, "all_layers": True,
         "every_step": np.arange(steps), "learning_rate": np.full(steps, 0.1),
+        "plain_steps": np.ones(steps),
     }  # fmt: skip
     return found | given
 
@@ -242,6 +245,26 @@ def test_noise_that_was_added():
     assert (silent["vacuous"][1, PENSIA:] == 1).all()
 
 
+def test_the_error_of_negrea_is_the_spread_of_repetitions():
+    """And pensia, whose L is a largest norm seen, has none."""
+    rng = np.random.default_rng(0)
+    noise, errors = np.linspace(0.1, 0.2, 40), np.array([0.2, 0.3, 0.1])
+    found = [
+        bounds([0, 10, 40], 1.0, 1.0, injected_noise=noise, example_variance_se=errors,
+               example_variance=3 + errors * rng.standard_normal(3))
+        for _ in range(400)
+    ]  # fmt: skip
+    terms, said = (
+        np.array([each[name][-1, NEGREA] for each in found]) for name in ("bound", "bound_se")
+    )
+    # A standard deviation of 400 is known to 1 / sqrt(800).
+    assert terms.std(ddof=1) == pytest.approx(said.mean(), rel=4 / np.sqrt(800))
+    assert all(np.isnan(each["bound_se"][-1, PENSIA]) for each in found)
+    unknown = bounds([0, 20], 1.0, 1.0, injected_noise=noise[:20], example_variance_se=None)
+    assert np.isfinite(unknown["bound"][-1, NEGREA])
+    assert np.isnan(unknown["bound_se"][-1, NEGREA])
+
+
 def test_the_incoherence_of_an_example_left_out():
     """n / (n - 1) times the unbiased variance is the mean square of g_j less the others' mean."""
     g = np.random.default_rng(0).standard_normal((7, 3))
@@ -365,6 +388,15 @@ def test_assumptions_are_those_a_trace_can_tell():
     unchecked, right, wrong, not_needed = Assumption
     assert holds("neu", "plain_sgd") == right
     assert holds("neu", "plain_sgd", plain_sgd=False) == wrong
+    # Momentum from the sixth step on; steps of which nothing is known; a step behind the last row.
+    steps = np.ones(21)
+    for place, value, state in ((5, 0.0, wrong), (5, np.nan, unchecked), (20, 0.0, right)):
+        changed = steps.copy()
+        changed[place] = value
+        several = {"every_step": np.arange(21), "learning_rate": np.full(21, 0.1)}
+        assert holds("neu", "plain_sgd", plain_steps=changed, **several) == state
+    assert holds("neu", "plain_sgd", plain_steps=None) == unchecked
+    assert holds("neu", "plain_sgd", plain_steps=None, plain_sgd=False) == wrong
     assert holds("pensia", "all_layers", all_layers=False) == wrong
     assert holds("neu", "scale_fixed") == wrong
     assert holds("neu", "scale_fixed", parameters={"sigma_total": 0.1}) == right
@@ -378,6 +410,11 @@ def test_assumptions_are_those_a_trace_can_tell():
     # By pieces, a mean of errors of 1 exceeds it by rounding.
     for error, state in ((np.nextafter(1.0, 2.0), right), (1.01, wrong)):
         assert holds("neu", "bounded", error=np.full((2, 2), error)) == state
+    # Means within the range are not all examples within it.
+    for high, state in ((1.0, right), (3.0, wrong), (np.nan, unchecked)):
+        assert holds("neu", "bounded", error_high=np.array([1.0, high])) == state
+    assert holds("neu", "bounded", error_low=np.array([-0.5, 0.0])) == wrong
+    assert holds("neu", "bounded", error_low=None, error_high=None) == unchecked
     no_error = {"error": np.full((2, 2), np.nan), "parameters": {"loss_bound": 0.6}}
     assert holds("neu", "bounded", **no_error) == unchecked
     assert holds("neu", "bounded", **no_error, max_loss=np.array([0.5, 0.61])) == wrong
@@ -466,6 +503,10 @@ def test_it_says_what_is_bounded_and_what_is_wrong_with_it():
     assert "(negrea)" in said([0, 20], 0.01, 5.0, **added, **full).sentence
     momentum = said([0, 20], 0.01, 0.1, plain_sgd=False)
     assert "no momentum" in momentum.warnings[0]
+    # What takes for granted what is not so is no bound.
+    for changed in ({"plain_sgd": False}, {"error_high": np.array([1.0, 2.0])}):
+        assert "would be at most" in said([0, 20], 0.01, 0.1, **changed).sentence
+    assert "is at most" in said([0, 20], 0.01, 0.1).sentence
     nothing = {"error": np.full((2, 2), np.nan)}
     assert "give loss_bound=" in said([0, 20], 1.0, 1.0, **nothing).sentence
     assert "held_out=" in said([0, 20], 1.0, 1.0, n_held_out=0).sentence

@@ -8,13 +8,12 @@ from scipy import stats
 import tracelab
 from tracelab import planning
 from tracelab.contracts import Variable
+from tracelab.errors import UsageError
 from tracelab.stats.divergence import bernoulli_kl_inverse, gaussian_kl
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.pac_bayes import (
     ANALYSIS,
     ASSUMPTIONS,
-    BOUNDED,
-    COVERED,
     DRAWS,
     EMPIRICAL,
     KL,
@@ -22,6 +21,7 @@ from tracelab_analyses.pac_bayes import (
     THEORIES,
     pac_bayes,
 )
+from tracelab_analyses.pac_bayes_figures import BOUNDED, COVERED
 from tracelab_collectors import PerturbedLoss, misclassified
 
 from plans import computed  # isort: skip
@@ -46,6 +46,8 @@ def inputs(layers=1, **changed):
         "n_examples": np.asarray(2000),
         "n_held_out": np.asarray(500),
         "all_layers": np.asarray(1.0),
+        "error_low": np.zeros(1),
+        "error_high": np.ones(1),
         "seed": np.zeros((1, layers), np.uint64),
     }
     return given | changed
@@ -182,6 +184,39 @@ def test_errors_that_are_none():
     found = found_by(noise_error=error)
     assert found["assumption_holds"][bounded] == Assumption.HOLDS
     np.testing.assert_array_equal(found["bound_by_level"][2:4, 1], 1.0)
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0, 1, 0, 0), (0, 1, 1, 1, 1, 3)])
+def test_one_error_that_is_no_number(place):
+    error = inputs()["noise_error"].copy()
+    error[place] = np.nan
+    found = found_by(noise_error=error)
+    assert found["assumption_holds"][ASSUMPTIONS.index(BOUNDED)] == Assumption.FAILS
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "state"),
+    [
+        (0.0, 1.0, Assumption.HOLDS),
+        (-0.1, 1.0, Assumption.FAILS),
+        (0.0, 3.0, Assumption.FAILS),
+        (np.nan, np.nan, Assumption.UNCHECKED),
+    ],
+)
+def test_errors_of_examples_say_what_their_means_do_not(low, high, state):
+    found = found_by(error_low=np.array([low]), error_high=np.array([high]))
+    assert found["assumption_holds"][ASSUMPTIONS.index(BOUNDED)] == state
+    without = found_by(error_low=None, error_high=None)
+    assert without["assumption_holds"][ASSUMPTIONS.index(BOUNDED)] == Assumption.UNCHECKED
+
+
+def test_any_grid_of_priors_has_a_bound_and_no_other_is_taken():
+    fine = found_by(prior_precision=10**12)
+    assert fine["status"] == Status.OK
+    assert (fine["bound"] > found_by()["bound"]).all()
+    for value in (0, 10**13, "many"):
+        with pytest.raises(UsageError, match="parameter 'prior_precision' must be an integer in"):
+            ANALYSIS.resolve({"prior_precision": value})
 
 
 @pytest.mark.parametrize(
@@ -342,6 +377,8 @@ def define(writer):
     dims = {
         "sigma": ("step", "level"),
         "distance": ("step",),
+        "error_low": ("step",),
+        "error_high": ("step",),
         "noise_error": noise,
         "noise_loss": noise,
         "noise_variance": ("step", "shape"),
@@ -388,7 +425,13 @@ def test_finding_and_figure(result):
     name = THEORIES[int(best["bound"].values.argmin())]
     assert f"at most {float(best['bound'].min()):.3g} ({name}) at step 100" in found.sentence
     assert "0.1 in training, held-out 0.2" in found.sentence
-    assert "not vacuous" in found.sentence
+    # A layer was left out.
+    assert "would be at most" in found.sentence
+    assert f"this is no bound, for it takes for granted: {COVERED}" in found.sentence
+    result["assumption_holds"][:] = Assumption.HOLDS
+    held = ANALYSIS.finding(result)
+    assert "the error is at most" in held.sentence
+    assert "this bound is not vacuous" in held.sentence
     assert any("weights at the start do not depend" in text for text in found.warnings)
     assert any("Some of what training changes" in text for text in found.warnings)
     assert any("Endless draws" in text for text in found.warnings)
@@ -401,6 +444,7 @@ def test_finding_and_figure(result):
 
 
 def test_the_finding_says_vacuous_and_why(result):
+    result["assumption_holds"][:] = Assumption.HOLDS
     result["vacuous"][:] = 1
     result["vacuous_term"][:] = KL
     sentence = ANALYSIS.finding(result).sentence

@@ -13,6 +13,8 @@ import tracelab
 from tracelab.errors import IncompleteTraceWarning, UsageError
 from tracelab_collectors import PerturbedLoss, misclassified
 from tracelab_collectors.attach import attach
+from tracelab_collectors.perturbation import _Spread
+from tracelab_collectors.plainness import plain_sgd
 
 SIGMAS = (1e-2, 0.1, 1.0)
 
@@ -449,3 +451,94 @@ def test_bad_input(data, net, cross_entropy, path) -> None:
     with pytest.raises(UsageError, match="misclassified needs scores"):
         record(net, data, path, cross_entropy,
                error=lambda model, batch: misclassified(model, batch[:1] * 2))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "value"),
+    [
+        (lambda model, batch: batch[0].sum(-1) * 0 + 3.0, "3"),
+        (lambda model, batch: (batch[0].sum(-1) * 0 - 0.5).mean(), "-0.5"),
+        (lambda model, batch: torch.linspace(-1, 1, len(batch[0])), "-1"),
+        (lambda model, batch: batch[0].sum(-1) * torch.nan, "nan"),
+    ],
+    ids=["three", "negative", "mean within", "nan"],
+)
+def test_an_error_outside_its_range_is_refused_before_training(error, value, path) -> None:
+    net = Point(np.zeros(2))
+    with pytest.raises(
+        UsageError, match=rf"error\(model, batch\) is {value} on the first examples.*within 0 and 1"
+    ):
+        record(net, points(np.ones((8, 2))), path, quadratic(np.eye(2)), error=error)
+
+
+def test_errors_of_single_examples_are_seen(path, group) -> None:
+    """One that leaves its range later, and means, of which nothing is known."""
+    top = torch.tensor(1.0)
+
+    def error(model: nn.Module, batch: list[Tensor]) -> Tensor:
+        return torch.linspace(0, 1, len(batch[0])) * top
+
+    net = Point(np.zeros(2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    options = {"draws": 1, "sigmas": (0.1,), "batches": 2, "batch_size": 4}
+    of_means = PerturbedLoss(
+        every=1, error=lambda model, batch: error(model, batch).mean(), name="means", **options
+    )
+    collectors = [PerturbedLoss(every=1, error=error, **options), of_means]
+    loss, data = quadratic(np.eye(2)), points(np.ones((8, 2)))
+    with attach(net, optimizer, path, collectors=collectors, loss=loss, data=data):
+        for value in (1.0, 1.5):
+            top.fill_(value)
+            net.w.grad = torch.zeros_like(net.w)
+            optimizer.step()
+    found = group("perturbed_loss")
+    assert found["error_low"].values.tolist() == [0, 0, 0]
+    assert found["error_high"].values.tolist() == [1, 1.5, 1.5]
+    assert (found["error"][:, 0] < 1).all()
+    assert np.isnan(group("means")["error_high"]).all()
+
+
+def test_the_error_of_the_variance_is_its_spread() -> None:
+    """Over samples of 16 vectors: normal ones, and ones whose squares are heavier."""
+    generator = torch.Generator().manual_seed(0)
+    for heavy in (False, True):
+        variances, errors = [], []
+        for _ in range(400):
+            rows = torch.randn(16, 3, generator=generator, dtype=torch.float64)
+            if heavy:
+                rows = rows * torch.rand(16, 1, generator=generator, dtype=torch.float64).exp()
+            spread = _Spread.like(rows[0])
+            for row in rows:
+                spread.take(row)
+            torch.testing.assert_close(spread.variance(), rows.var(0).sum())
+            variances.append(float(spread.variance()))
+            errors.append(float(spread.error()) ** 2)
+        # Variances of 400 are known to a tenth, and 15 squares to a little less than they say.
+        ratio = np.mean(errors) / np.var(variances, ddof=1)
+        assert abs(np.log(ratio)) < 4 * np.sqrt(2 / 400) + 0.1, heavy
+
+
+def test_changes_of_the_optimizer_are_seen_at_every_step(net, data, cross_entropy, path, group):
+    """Momentum that comes and goes, a group with a rate of its own: what attach cannot know."""
+    optimizer = torch.optim.SGD([net[0].weight, net[0].bias], lr=0.1)
+    optimizer.add_param_group({"params": net[2].parameters()})
+    with attach(net, optimizer, path):
+        for step in range(5):
+            optimizer.param_groups[1]["momentum"] = 0.9 * (step == 1)
+            optimizer.param_groups[1]["lr"] = 0.2 if step == 3 else 0.1
+            for parameter in net.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    assert group("steps")["plain_sgd"].values.tolist() == [1, 0, 1, 0, 1]
+
+
+def test_rates_that_are_tensors_are_compared_where_they_are() -> None:
+    def of(*rates):
+        groups = [
+            {"params": [nn.Parameter(torch.zeros(1))], "lr": torch.tensor(each)} for each in rates
+        ]
+        return bool(plain_sgd([torch.optim.SGD(groups, lr=0.1)]))
+
+    assert of(0.1)
+    assert of(0.1, 0.1, 0.1)
+    assert not of(0.1, 0.2, 0.1)

@@ -125,7 +125,19 @@ def _steps() -> Kind:
         (
             Variable("loss", dims, "loss", "float64", "training loss of the step"),
             Variable(
-                "learning_rate", dims, "weight^2/loss", "float64", "learning rate of the step"
+                "learning_rate",
+                dims,
+                "weight^2/loss",
+                "float64",
+                "learning rate of the step, of the first parameter group",
+            ),
+            Variable(
+                "plain_sgd",
+                dims,
+                "1",
+                "float64",
+                "1 where the step was the gradient times one rate of all weights, by the settings "
+                "of the optimizers at that step; 0 where it was not",
             ),
             Variable("batch_size", dims, "1", "float64", "examples in the step's batch"),
             Variable("micro_batches", dims, "1", "float64", "backward passes accumulated"),
