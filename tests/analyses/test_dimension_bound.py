@@ -16,12 +16,8 @@ from tracelab.stats import covering, levy
 from tracelab.stats.dimension import persistent_homology_dimension
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.dimension_assumptions import ASSUMPTIONS, NEEDS, drift
-from tracelab_analyses.dimension_bound import (
-    ANALYSIS,
-    dimension_bound,
-    last_run,
-    projection_error,
-)
+from tracelab_analyses.dimension_bound import ANALYSIS, dimension_bound, last_run
+from tracelab_analyses.projection_error import projection_error
 
 N = 400
 NAMES = list(ASSUMPTIONS)
