@@ -6,6 +6,8 @@ with the term that makes it vacuous where it is.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import numpy as np
 from scipy import stats
 
@@ -20,7 +22,7 @@ from tracelab.stats.pac_bayes import (
     seeger,
     seeger_price,
 )
-from tracelab.typing import Array, Assumption, FloatArray, Status
+from tracelab.typing import Array, Assumption, FloatArray, IntArray, Status
 from tracelab_analyses.pac_bayes_figures import (
     ASSUMPTIONS,
     DRAWS,
@@ -29,7 +31,6 @@ from tracelab_analyses.pac_bayes_figures import (
     KL,
     NOT_VACUOUS,
     PRICE,
-    SHAPES,
     TERMS,
     THEORIES,
     finding,
@@ -122,6 +123,7 @@ def pac_bayes(
     covered = Assumption.UNCHECKED
     if all_layers is not None:
         covered = Assumption.HOLDS if all_layers == 1 else Assumption.FAILS
+    good, kept = [], []
     for step in range(steps):
         losses, bounded, of_loss = _losses(noise_error[step], noise_loss[step], loss_bound)
         if not of_loss and error_low is not None and error_high is not None:
@@ -139,13 +141,18 @@ def pac_bayes(
             ),
             "status": status,
         }
-        if status is Status.OK:
-            found |= _bounds(
-                losses, sigma[step], distance[step], noise_variance[step], noise_log_det[step],
-                (n, d, held), confidence, (largest_prior_variance, prior_precision), vacuous_from,
-            )  # fmt: skip
         for name, value in found.items():
             out[name][step] = value
+        if status is Status.OK:
+            good.append(step)
+            kept.append(losses)
+    if good:
+        bounds = _bounds(
+            np.stack(kept), sigma[good], distance[good], noise_variance[good], noise_log_det[good],
+            (n, d, held), confidence, (largest_prior_variance, prior_precision), vacuous_from,
+        )  # fmt: skip
+        for name, values in bounds.items():
+            out[name][good] = values[:, None]
     return out
 
 
@@ -189,71 +196,74 @@ def _status(size: int, losses: FloatArray, noise_loss: FloatArray, distance: flo
 def _bounds(
     losses: FloatArray,
     sigma: FloatArray,
-    distance: float,
+    distance: FloatArray,
     variance: FloatArray,
     log_det: FloatArray,
     sizes: tuple[int, int, int],
     confidence: float,
     grid: tuple[float, int],
     vacuous_from: float,
-) -> dict[str, Array | float | int]:
-    """Return the bounds of one step with their terms, by theory."""
+) -> dict[str, Array]:
+    """Return the bounds of some steps with their terms, by step and theory.
+
+    Losses have the shape (step, set, shape, level, draw).
+    """
     n, d, held = sizes
     delta = 1.0 - confidence
     draws = losses.shape[-1]
-    mean = losses.mean(axis=-1)
-    error = losses.std(axis=-1, ddof=1) / np.sqrt(draws)
+    train, level = losses[:, 0].mean(axis=-1), sigma[:, None]
+    error = losses[:, 0].std(axis=-1, ddof=1) / np.sqrt(draws)
     # Also those that lost their bound by what was drawn: which remain is not known beforehand.
-    each = 0.5 * delta / (np.isfinite(mean[0]).any(axis=-1).sum() * sigma.size)
+    shapes = np.isfinite(train).any(axis=-1).sum(axis=-1)
+    each = (0.5 * delta / (shapes * sigma.shape[-1]))[:, None, None]
     prior = priced_prior(
-        distance**2, sigma**2 * d * variance[:, None],
-        2 * d * np.log(sigma) + log_det[:, None], d,
-        largest=grid[0], precision=grid[1],
+        distance[:, None, None] ** 2, level**2 * d * variance[..., None],
+        2 * d * np.log(level) + log_det[..., None], d, largest=grid[0], precision=grid[1],
     )  # fmt: skip
-    high = draws_limit(mean[0], draws, each)
+    high = draws_limit(train, draws, each)
     # Of each noise: what draws leave open of its training error, and the error by itself.
-    around = np.clip(mean[0] + np.array([-1.0, 1.0])[:, None, None] * error[0], 0.0, 1.0)
-    ends = draws_limit(around, draws, each)
-    rows: list[dict[str, Array | float | int]] = []
+    low_end, high_end = (
+        draws_limit(np.clip(train + sign * error, 0.0, 1.0), draws, each) for sign in (-1, 1)
+    )
+    found: dict[str, list[Array]] = defaultdict(list)
     for form in FORMS:
         fixed = catoni_price(delta / 4) if form == "catoni" else seeger_price(n, delta / 4)
         price = prior.price + fixed
         nats = prior.kl + price
         bound, beta = _form(form, high, nats, n)
-        low_end, high_end = _form(form, ends, nats, n)[0]
-        no_price, no_draws = _form(form, mean[0], np.stack([prior.kl, nats]), n)[0]
-        for s in range(len(SHAPES)):
-            row: dict[str, Array | float | int] = {"bound_by_level": bound[s]}
-            rows.append(row)
-            if not np.isfinite(bound[s]).any():
-                continue
-            at = (s, int(np.nanargmin(bound[s])))
-            parts = [mean[0][at], no_price[at], no_draws[at], bound[at]]
-            row |= {
-                "bound": bound[at],
-                "bound_se": (high_end[at] - low_end[at]) / 2,
-                "bound_many_draws": no_draws[at],
-                "empirical": mean[0][at],
-                "empirical_se": error[0][at],
-                "empirical_high": high[at],
-                "kl": prior.kl[at],
-                "price": price[at],
-                "penalty": bound[at] - high[at],
-                "sigma": sigma[at[1]],
-                "prior_deviation": np.sqrt(prior.variance[at]),
-                "beta": beta[at],
-                "vacuous": bound[at] >= vacuous_from,
-                "vacuous_term": _culprit(parts, vacuous_from),
-                **_gap(losses[(slice(None), *at)], held, confidence),
-            }
-    names = dict.fromkeys(name for row in rows for name in row)
-    found = {
-        name: np.array([
-            row.get(name, 0 if name.startswith("vacuous") else np.nan) for row in rows
-        ])
-        for name in names
-    }  # fmt: skip
-    return dict(found)
+        known: Array = np.asarray(np.isfinite(bound).any(axis=-1, keepdims=True))
+        best = np.where(np.isfinite(bound), bound, np.inf).argmin(axis=-1, keepdims=True)
+
+        def at(values: FloatArray, known: Array = known, best: Array = best) -> FloatArray:
+            chosen = np.take_along_axis(np.broadcast_to(values, train.shape), best, axis=-1)
+            return np.where(known, chosen, np.nan)[..., 0]
+
+        no_price, no_draws = (_form(form, train, each, n)[0] for each in (prior.kl, nats))
+        spread = _form(form, high_end, nats, n)[0] - _form(form, low_end, nats, n)[0]
+        parts = np.stack([at(each) for each in (train, no_price, no_draws, bound)])
+        pairs = np.take_along_axis(losses, best[:, None, :, :, None], axis=-2)[..., 0, :]
+        row = {
+            "bound": at(bound),
+            "bound_se": at(spread) / 2,
+            "bound_by_level": bound,
+            "bound_many_draws": at(no_draws),
+            "empirical": at(train),
+            "empirical_se": at(error),
+            "empirical_high": at(high),
+            "kl": at(prior.kl),
+            "price": at(price),
+            "penalty": at(bound - high),
+            "sigma": at(level),
+            "prior_deviation": np.sqrt(at(prior.variance)),
+            "beta": at(beta),
+            "vacuous": parts[-1] >= vacuous_from,
+            "vacuous_term": _culprit(parts, vacuous_from),
+            **_gap(np.where(known[:, None], pairs, np.nan), held, confidence),
+        }
+        for name, values in row.items():
+            found[name].append(values)
+    # By form and shape, as theories are named.
+    return {name: np.concatenate(values, axis=1) for name, values in found.items()}
 
 
 def _form(form: str, empirical: FloatArray, nats: FloatArray, n: int) -> tuple[FloatArray, Array]:
@@ -264,32 +274,30 @@ def _form(form: str, empirical: FloatArray, nats: FloatArray, n: int) -> tuple[F
     return bound, np.full(np.shape(bound), np.nan)
 
 
-def _culprit(parts: list[float], vacuous_from: float) -> int:
+def _culprit(parts: FloatArray, vacuous_from: float) -> IntArray:
     """Return the term with which the bound, its terms added one by one, first says nothing."""
-    for term, value in zip((EMPIRICAL, KL, PRICE, DRAWS), parts, strict=True):
-        if value >= vacuous_from:
-            return term
-    return NOT_VACUOUS
+    terms = np.array([EMPIRICAL, KL, PRICE, DRAWS])
+    above = parts >= vacuous_from
+    return np.where(above.any(axis=0), terms[above.argmax(axis=0)], NOT_VACUOUS)
 
 
-def _gap(losses: FloatArray, held: int, confidence: float) -> dict[str, float]:
-    """Return the held-out risk of one noise and what it exceeds the training risk by.
+def _gap(losses: FloatArray, held: int, confidence: float) -> dict[str, FloatArray]:
+    """Return the held-out risk of noises and what it exceeds the training risk by.
 
     Its error is that of draws, common to both, and of held-out examples: a mean p of losses in
-    [0, 1] has a variance of p (1 - p) over their number at most.
+    [0, 1] has a variance of p (1 - p) over their number at most. Of shape (step, set, shape, draw).
     """
-    train, test = losses
-    if held < 1 or not np.isfinite(test).all():
-        return dict.fromkeys(("held_out", "gap", "gap_se", "gap_low", "gap_high"), np.nan)
-    risk, gap = float(test.mean()), float((test - train).mean())
-    variance = (test - train).var(ddof=1) / train.size + risk * (1 - risk) / held
-    reach = stats.t.ppf(0.5 + confidence / 2, train.size - 1) * np.sqrt(variance)
+    train, test = losses[:, 0], losses[:, 1] if held else np.full_like(losses[:, 0], np.nan)
+    risk, gap = test.mean(axis=-1), (test - train).mean(axis=-1)
+    draws = train.shape[-1]
+    variance = (test - train).var(axis=-1, ddof=1) / draws + risk * (1 - risk) / max(held, 1)
+    reach = stats.t.ppf(0.5 + confidence / 2, draws - 1) * np.sqrt(variance)
     return {
         "held_out": risk,
         "gap": gap,
-        "gap_se": float(np.sqrt(variance)),
-        "gap_low": float(gap - reach),
-        "gap_high": float(gap + reach),
+        "gap_se": np.sqrt(variance),
+        "gap_low": gap - reach,
+        "gap_high": gap + reach,
     }
 
 

@@ -6,12 +6,10 @@ independent examples, with probability 1 - delta, each bound holds for all Q at 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize
 from scipy.special import lambertw
 
 from tracelab.errors import UsageError
@@ -35,6 +33,9 @@ __all__ = [
 
 BETAS = np.geomspace(0.01, 10.0, 24)
 """Among which `catoni` chooses, at a price of log 24."""
+
+# Of Newton's method: even at a double root the distance halves with every step.
+_NEWTON, _LAST = 60, 1e-15
 
 
 def seeger_price(n_examples: int, delta: float) -> float:
@@ -170,7 +171,7 @@ def realizable_published(log_evidence: npt.ArrayLike, n_examples: int, delta: fl
     return realizable(np.asarray(log_evidence, dtype=np.float64) - extra, n_examples, delta)
 
 
-def draws_limit(mean: npt.ArrayLike, n_draws: int, delta: float) -> FloatArray:
+def draws_limit(mean: npt.ArrayLike, n_draws: int, delta: npt.ArrayLike) -> FloatArray:
     r"""Return an upper confidence limit of a mean in [0, 1] from independent draws, elementwise.
 
     .. math:: p \le kl^{-1}\left(\bar X_M \;\middle|\; \frac{\log(1/\delta)}{M}\right)
@@ -184,11 +185,13 @@ def draws_limit(mean: npt.ArrayLike, n_draws: int, delta: float) -> FloatArray:
         Of the draws. NaN stays.
     n_draws : int
         M.
-    delta : float
+    delta : array_like
         How often the limit may fail.
     """
-    check_confidence(1.0 - delta)
-    return bernoulli_kl_inverse(mean, -np.log(delta) / n_draws)
+    shares = np.asarray(delta, dtype=np.float64)
+    for share in (shares.min(), shares.max()):
+        check_confidence(1.0 - float(share))
+    return bernoulli_kl_inverse(mean, -np.log(shares) / n_draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,46 +261,52 @@ def priced_prior(
         np.asarray(each, dtype=np.float64) for each in (squared_distance, trace, log_det)
     ]
     distances, traces, dets = np.broadcast_arrays(*given)
-    found = np.full((3, distances.size), np.nan)
-    for place, (distance, spread, det) in enumerate(
-        zip(distances.ravel(), traces.ravel(), dets.ravel(), strict=True)
-    ):
-        total = distance + spread
-        if not (np.isfinite(total) and np.isfinite(det) and total > 0):
-            continue
-        steps = _candidates(np.log(total) - np.log(largest), dimension, precision)
-        variance = np.exp(np.log(largest) - steps / precision)
-        steps, variance = steps[variance > 0], variance[variance > 0]
-        kl = gaussian_kl(distance, spread, det, dimension, variance)
-        price = 2.0 * np.log(steps) + np.log(np.pi**2 / 6.0)
-        best = int(np.argmin(kl + price))
-        found[:, place] = variance[best], kl[best], price[best]
-    return PricedPrior(*(each.reshape(distances.shape) for each in found))
+    total = distances + traces
+    known = np.isfinite(total) & np.isfinite(dets) & (total > 0)
+    log_ratio = np.log(np.where(known, total, 1.0)) - np.log(largest)
+    near = np.floor(precision * _turning(log_ratio, dimension))
+    places = np.stack([np.ones_like(near), *(near + shift for shift in range(-1, 3))])
+    places = np.maximum(places, 1.0)
+    variance = np.exp(np.log(largest) - places / precision)
+    # What is below every number is not a variance.
+    there = variance > 0
+    kl = gaussian_kl(distances, traces, dets, dimension, np.where(there, variance, 1.0))
+    price = 2.0 * np.log(places) + np.log(np.pi**2 / 6.0)
+    best = np.where(there, kl + price, np.inf).argmin(axis=0)[None]
+    found = (np.take_along_axis(each, best, axis=0)[0] for each in (variance, kl, price))
+    return PricedPrior(*(np.where(known, each, np.nan) for each in found))
 
 
-def _candidates(log_ratio: float, dimension: int, precision: int) -> FloatArray:
-    """Return the places j among which the sum of divergence and price is least, rising.
+def _turning(log_ratio: FloatArray, dimension: int) -> FloatArray:
+    r"""Return the x > 0 where divergence and price together are least, elementwise, or 0.
+
+    Their derivative, :math:`\tfrac12 (r e^x - d) + 2 / x`, falls to a least value and rises,
+    convex, behind it; so Newton's method comes down to its upper root from any point above.
 
     Parameters
     ----------
-    log_ratio : float
-        Of squared distance and trace to c.
-    dimension, precision : int
-        d and b.
+    log_ratio : ndarray
+        log r, of squared distance and trace to c.
+    dimension : int
+        d.
     """
 
-    def slope(x: float) -> float:
-        return 0.5 * (math.exp(log_ratio + x) - dimension) + 2.0 / x
+    def slope(x: FloatArray) -> FloatArray:
+        return np.asarray(0.5 * (np.exp(log_ratio + x) - dimension) + 2.0 / x)
 
-    first = np.array([1.0])
-    # From here on the divergence rises, as the price does everywhere.
-    end = np.log(dimension) - log_ratio
-    if end <= 0:
-        return first
-    # Where the slope is least: e^x x^2 = 4 c / T.
-    middle = 2.0 * float(lambertw(np.exp(-0.5 * log_ratio)).real)
-    if not 0 < middle < end or slope(middle) >= 0:
-        return first
-    root = optimize.brentq(slope, middle, end, xtol=1e-14 * end)
-    near = np.floor(precision * root) + np.arange(-1.0, 3.0)
-    return np.unique(np.maximum(np.concatenate([first, near]), 1.0))
+    # The divergence is least here, and the price rises everywhere.
+    x = np.asarray(np.log(dimension) - log_ratio)
+    # The derivative is least where e^x x^2 = 4 / r.
+    middle = np.asarray(2.0 * lambertw(np.exp(-0.5 * log_ratio)).real)
+    inside = (middle > 0) & (middle < x)
+    middle, x = (np.where(inside, each, 1.0) for each in (middle, x))
+    inside &= slope(middle) < 0
+    open_ = inside.copy()
+    for _ in range(_NEWTON):
+        if not open_.any():
+            break
+        rise = 0.5 * np.exp(log_ratio + x) - 2.0 / x**2
+        step = np.where(open_, slope(x) / rise, 0.0)
+        open_ &= step > _LAST * x
+        x = x - np.where(step > 0, step, 0.0)
+    return np.where(inside, x, 0.0)
