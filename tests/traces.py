@@ -394,4 +394,8 @@ def write_trace(path, *, steps=STEPS, distances=200, seed=0):
                 norm=1 + distance,
                 projected=projected[step],
             )
+        for step in range(distances - 1):
+            # What plain SGD at the rate above would have made these steps of.
+            slope = (projected[step] - projected[step + 1]) / 0.1
+            writer.append("gradients", step=step, projected=slope)
     return path

@@ -155,7 +155,7 @@ def _momentum(rows: xr.Dataset) -> str:
     )
     if magnified != 1.0:
         said += f", {magnified:.3g} times that of one moving average"
-    return f"{said}."
+    return f"{said} (measured: analysis update_noise)."
 
 
 def plot(results: Mapping[str, xr.Dataset]) -> Figure:

@@ -265,6 +265,7 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
                 norm=distance,
                 projected=distance[:, None] * np.ones(4),
             )
+            writer.append("gradients", step=step, projected=forms * np.ones((2, 4)))
     result, failures = compute(analysis, tracelab.open(tmp_path / "bad.zarr"))
     assert failures == ()
     if analysis.name == "curvature" and bad == "one batch":

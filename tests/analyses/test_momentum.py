@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from optimizers import OPTIMIZERS, made, response, said
 
 import tracelab
 from tracelab import engine, planning
@@ -12,63 +13,10 @@ from tracelab_analyses.momentum import momentum_of
 from tracelab_analyses.noise_scale import ANALYSIS
 
 
-class PNM(torch.optim.Optimizer):
-    """Positive-negative momentum as Xie et al. (2021) write it, equations 7 and 8."""
-
-    def __init__(self, params, lr, betas=(0.9, 1.0)):
-        super().__init__(params, {"lr": lr, "betas": betas})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            beta1, beta0 = group["betas"]
-            for p in group["params"]:
-                state = self.state.setdefault(p, {})
-                old, before = state.get("m", (torch.zeros_like(p), torch.zeros_like(p)))
-                m = beta1**2 * before + (1 - beta1**2) * p.grad
-                root = math.sqrt((1 + beta0) ** 2 + beta0**2)
-                p -= group["lr"] * ((1 + beta0) * m - beta0 * old) / root
-                state["m"] = (m, old)
-
-
-OPTIMIZERS = {
-    "plain": (torch.optim.SGD, {}),
-    "heavy ball": (torch.optim.SGD, {"momentum": 0.9}),
-    "dampened": (torch.optim.SGD, {"momentum": 0.8, "dampening": 0.3}),
-    "nesterov": (torch.optim.SGD, {"momentum": 0.7, "nesterov": True}),
-    "pnm": (PNM, {"betas": (0.9, 1.0)}),
-    "pnm 2": (PNM, {"betas": (0.8, 2.0)}),
-    "pnm 0": (PNM, {"betas": (0.9, 0.0)}),
-}
-
-
-def made(name, parameter, lr=1.0):
-    kind, options = OPTIMIZERS[name]
-    return kind([parameter], lr=lr, **options)
-
-
-def said(optimizer):
-    """Return what a trace says of an optimizer."""
-    return {"name": type(optimizer).__name__} | optimizer.defaults
-
-
-def response(name, steps=400):
-    """Return h_k: minus the moves after a gradient of 1, long after the first step."""
-    parameter = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = made(name, parameter)
-    moves = []
-    for step in range(-5, steps):
-        before = parameter.item()
-        parameter.grad = torch.tensor(float(step == 0), dtype=torch.float64)
-        optimizer.step()
-        moves.append(before - parameter.item())
-    return np.array(moves[5:])
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_sums_are_those_of_the_optimizers_own_response(name):
     """400 steps: what is left out is below .9^400 = 5e-19; sums round by 1e-15 a term."""
-    h = response(name)
+    _, h = response(name)
     optimizer = made(name, torch.zeros(1, requires_grad=True))
     found = momentum_of(said(optimizer))
     assert found.gain == pytest.approx(h.sum(), rel=1e-12)

@@ -42,6 +42,7 @@ def test_our_own_plugins_are_found_as_a_third_partys_are():
         "sharpness",
         "tail_index",
         "training_noise",
+        "update_noise",
         "weight_diffusion",
         "worker_drift",
     }

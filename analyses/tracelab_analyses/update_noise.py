@@ -1,0 +1,645 @@
+"""Noise of updates: what an optimizer makes of gradients and their noise, measured from both.
+
+`tracelab_analyses.momentum` has the formula for known optimizers. Here the same sums are measured
+from recorded gradients and weights, of any optimizer, and put beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy import fft
+
+from tracelab.contracts import Analysis, Finding, Input, Parameter, Reference, Variable
+from tracelab.errors import UsageError
+from tracelab.outcomes import at_layers, blank, layer_names, shown, subject
+from tracelab.typing import Array, FloatArray, IntArray, Status
+from tracelab_analyses.momentum import Momentum, momentum_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLLECTOR = "Weights(every=1, sketch=S) and Gradients(every=1, sketch=S)"
+LAGS = 128
+MIN_BLOCKS, MAX_BLOCKS = 8, 20
+# Standard errors from which on two numbers are told apart.
+APART = 3.0
+# Of an estimate, that may change significantly where the last quarter of the memory is left out.
+TAIL = 0.05
+# Smallest eigenvalue over the largest, below which past gradients cannot be told apart.
+SINGULAR = 1e-10
+_CELL = ("layer",)
+_FORMULAS = ("gain", "noise", "update_noise", "sums")
+_MEASURED = (*_FORMULAS, "observed", "gradient_sums", "drift", "explained")
+_RESPONSE = ("gain", "noise", "update_noise")
+_LAGGED = ("sums", "observed", "gradient_sums", "drift")
+_ESTIMATES = (*_MEASURED, *(f"{name}_beyond" for name in (*_RESPONSE, *_LAGGED)))
+
+
+def update_noise(
+    weight: FloatArray,
+    gradient: FloatArray,
+    step: IntArray,
+    learning_rate: FloatArray,
+    applied: FloatArray | None = None,
+    optimizer: Array | None = None,
+    weight_sketches: Array | None = None,
+    gradient_sketches: Array | None = None,
+    resumed: Array | None = None,
+    *,
+    memory: int | None = None,
+) -> dict[str, Array]:
+    r"""Return how much of gradients and of their noise is in updates, by layer.
+
+    With :math:`v_t = (w_t - w_{t+1}) / \mathrm{lr}_t` the response :math:`h` is the least-squares
+    solution of
+
+    .. math:: v_t = a + \sum_{k < K} h_k\, g_{t-k} + r_t,
+
+    one :math:`h` for all directions, one :math:`a` a block and direction. For SGD with momentum it
+    is exact, whatever the gradients do: curvature, drift and epochs do not enter. With halved mean
+    squared differences at a lag, :math:`s_v(k) = \langle \|v_t - v_{t-k}\|^2 \rangle / 2`,
+
+    .. math:: \mathrm{gain} = \sum_k h_k, \qquad
+       \mathrm{noise} = \sum_k h_k^2 + s_r(K/2) / s_g(K/2):
+
+    what is left, :math:`r`, is noise that is no response. What happened in the run itself is in
+    :math:`s_v` and :math:`s_g`. Beyond the memory, from :math:`K/2` on, they are the variance of
+    the noise and a drift of the mean, taken for a line in :math:`k`; ``observed`` is the ratio of
+    the intercepts. With :math:`\bar s` the mean over these lags,
+    :math:`\bar s + 2 \sum_{0 < k < K/2} (\bar s - s(k))` is the variance of long sums for each
+    summand; ``sums`` is its ratio.
+
+    Parameters
+    ----------
+    weight, gradient : ndarray, shape (layer, step, direction)
+        Projections by the same signs, units ``weight`` and ``loss/weight``.
+    step : ndarray of int, shape (step,)
+        Optimizer steps.
+    learning_rate : ndarray, shape (step,)
+        Of each step, ``weight^2/loss``.
+    applied : ndarray, shape (step,), optional
+        0 at steps that kept the weights: they are no steps.
+    optimizer : scalar array of object, optional
+        Name and hyper-parameters of the optimizer, or of several.
+    weight_sketches, gradient_sketches : arrays of object, optional
+        What projections were recorded with.
+    resumed : array of object, optional
+        Resumptions of the run. Updates after one are not read as responses to gradients before:
+        the optimizer may have lost them.
+    memory : int, optional
+        Gradients that an update may depend on, ``K``; a tenth of the steps, up to 128, if left out.
+
+    Returns
+    -------
+    dict of str to ndarray
+        See ``ANALYSIS.outputs``. Standard errors are the jackknife's over blocks of steps no
+        shorter than the memory, of which the bias is taken as well (Busing et al. 1999).
+
+    Raises
+    ------
+    UsageError
+        If weights and gradients were projected by different signs.
+    """
+    _check_sketches(weight_sketches, gradient_sketches)
+    out = blank(ANALYSIS.outputs, {"layer": len(gradient)})
+    described = None if optimizer is None else optimizer.item()
+    rule = _Rule.of(described)
+    formula = _formula(momentum_of(described))
+    moved = np.ones(step.size, bool) if applied is None else applied != 0
+    # Steps that kept the weights are none for the optimizer.
+    clock = step - np.cumsum(~moved) + _resumptions(step, resumed)
+    for layer in range(len(gradient)):
+        found = _layer(
+            weight[layer], gradient[layer], step, learning_rate, moved, clock, rule, memory
+        )
+        if found["status"] == Status.OK:
+            for name, value in formula.items():
+                found[f"{name}_formula"] = value
+                found[f"{name}_apart"] = abs(found[name] - value) / found[f"{name}_se"]
+        for name, number in found.items():
+            out[name][layer] = number
+    return out
+
+
+def _check_sketches(*sketches: Array | None) -> None:
+    said = [
+        [
+            each
+            for each in np.ravel(found)
+            if isinstance(each, Mapping) and each["kind"] == "project"
+        ]
+        for found in sketches
+        if found is not None
+    ]
+    if len(said) == 2 and said[0] != said[1]:
+        raise UsageError(
+            f"weights were recorded with {said[0]} and gradients with {said[1]}, which are other "
+            f"directions; record both with one sketch: {COLLECTOR}"
+        )
+
+
+def _resumptions(step: IntArray, resumed: Array | None) -> IntArray:
+    """Return how often the run was resumed up to each step."""
+    said = [each.get("step") for each in np.ravel(resumed) if isinstance(each, Mapping)]
+    starts = np.array([start for start in said if start is not None], dtype=np.int64)
+    return np.asarray((step[:, None] >= starts).sum(axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """What of an update is neither a gradient nor the optimizer's response to it.
+
+    Parameters
+    ----------
+    sign : float
+        -1 of optimizers that climb.
+    added, taken : float
+        Weight decay that is added to gradients, and that is taken from weights.
+    known : bool
+        Whether the optimizer's weight decay is.
+    """
+
+    sign: float
+    added: float
+    taken: float
+    known: bool
+
+    @classmethod
+    def of(cls, optimizer: Any) -> _Rule:
+        if not isinstance(optimizer, Mapping):
+            several = isinstance(optimizer, list | tuple) and len(optimizer) > 0
+            found = {cls.of(each) for each in optimizer} if several else set()
+            return found.pop() if len(found) == 1 else cls(1.0, 0.0, 0.0, False)
+        sign = -1.0 if optimizer.get("maximize") is True else 1.0
+        decay = optimizer.get("weight_decay", 0.0)
+        name = optimizer.get("name")
+        if decay == 0:
+            return cls(sign, 0.0, 0.0, True)
+        if name not in ("SGD", "Adam", "AdamW") or not isinstance(decay, int | float):
+            return cls(sign, 0.0, 0.0, False)
+        if name == "AdamW" or optimizer.get("decoupled_weight_decay") is True:
+            return cls(sign, 0.0, float(decay), True)
+        return cls(sign, sign * float(decay), 0.0, True)
+
+
+def _formula(momentum: Momentum | None) -> dict[str, float]:
+    if momentum is None:
+        return {}
+    values = (momentum.gain, momentum.noise, momentum.update_noise, momentum.gain**2)
+    return dict(zip(_FORMULAS, values, strict=True))
+
+
+def _layer(
+    weight: FloatArray,
+    gradient: FloatArray,
+    step: IntArray,
+    rate: FloatArray,
+    moved: Array,
+    clock: IntArray,
+    rule: _Rule,
+    memory: int | None,
+) -> dict[str, float]:
+    finite = np.asarray(np.isfinite(weight).all(axis=1))
+    readable = np.asarray(finite & np.isfinite(gradient).all(axis=1))
+    known = readable & moved
+    known[:-1] &= finite[1:] & (np.diff(step) == 1)
+    known[-1:] = False
+    # A rate of 0 tells nothing of the update.
+    usable = known & np.isfinite(rate) & (rate > 0)
+    rows = np.flatnonzero(usable)
+    lags = max(4, min(LAGS, rows.size // 10)) if memory is None else memory
+    blocks = _blocks(np.split(rows, np.flatnonzero(np.diff(clock[rows]) != 1) + 1), lags)
+    used = sum(block.size - lags + 1 for block in blocks)
+    found = {
+        "weight_decay": rule.added * rule.sign + rule.taken if rule.known else np.nan,
+        "memory": lags,
+        "n_steps": used,
+        "n_blocks": len(blocks),
+        "n_missing": max(step.size - 1 - rows.size, 0),
+        "status": int(Status.OK),
+    }
+    if step.size and not readable.any():
+        return found | {"status": int(Status.NON_FINITE_INPUT)}
+    if len(blocks) < MIN_BLOCKS:
+        return found | {"status": int(Status.TOO_FEW_SAMPLES)}
+
+    def read(block: IntArray) -> tuple[FloatArray, FloatArray]:
+        now = weight[block]
+        slope = gradient[block] + rule.added * now if rule.added else gradient[block]
+        update = rule.sign * ((now - weight[block + 1]) / rate[block, None] - rule.taken * now)
+        return update, slope
+
+    count = sum(block.size for block in blocks)
+    mean = np.sum([[each.sum(axis=0) for each in read(block)] for block in blocks], axis=0) / count
+    parts = []
+    for block in blocks:
+        update, slope = read(block)
+        parts.append(_Sums.of(update - mean[0], slope - mean[1], lags))
+    whole = _Sums.total(parts)
+    if not (whole.update.any() and whole.gram.any()):
+        return found | {"status": int(Status.CONSTANT_INPUT)}
+    eigenvalue = np.linalg.eigvalsh(whole.gram)
+    if eigenvalue[0] < SINGULAR * eigenvalue[-1]:
+        return found | {"status": int(Status.NOT_CONVERGED)}
+    response = whole.response()
+    left = np.array([_left_over(*read(block), response) for block in blocks])
+    estimate, error = _jackknife(parts, whole, left)
+    values = dict(zip(_ESTIMATES, estimate.tolist(), strict=True))
+    errors = dict(zip(_ESTIMATES, error.tolist(), strict=True))
+    beyond = {name: abs(values[f"{name}_beyond"]) for name in (*_RESPONSE, *_LAGGED)}
+    if any(
+        beyond[name] > max(TAIL * abs(values[name]), APART * errors[f"{name}_beyond"], errors[name])
+        for name in _RESPONSE
+    ):
+        return found | {"status": int(Status.NOT_CONVERGED)}
+    rounding = lags * np.finfo(np.float64).eps * eigenvalue[-1] / eigenvalue[0]
+    for name in _MEASURED:
+        found[name] = values[name]
+        # What a longer memory would change is less than what its last quarter does, if it decays.
+        shares = [errors[name], beyond.get(name, 0.0)]
+        if name in _RESPONSE:
+            shares.append(errors[f"{name}_beyond"])
+        found[f"{name}_se"] = float(np.linalg.norm((*shares, rounding * values[name])))
+    if not found["gradient_sums"] > APART * found["gradient_sums_se"]:
+        # Nothing is left of the noise of long sums, to compare that of updates with.
+        found["sums"] = found["sums_se"] = np.nan
+    return found
+
+
+def _blocks(runs: list[IntArray], lags: int) -> list[IntArray]:
+    """Return rows of each block, the first `lags` less one for the history of the others."""
+    lengths = [max(run.size - lags + 1, 0) for run in runs]
+    length = max(lags, sum(lengths) // MAX_BLOCKS)
+    blocks = []
+    for run, targets in zip(runs, lengths, strict=True):
+        if targets < length:
+            continue
+        edges = np.linspace(0, targets, targets // length + 1).astype(int)
+        blocks += [run[a : b + lags - 1] for a, b in pairwise(edges.tolist())]
+    return blocks
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the steps of a block and over directions, which add up over blocks.
+
+    Parameters
+    ----------
+    count : int
+        Steps.
+    gram, cross : ndarray, shape (lag, lag), (lag,)
+        Inner products of lagged gradients with each other and with updates, each less its mean
+        over the block.
+    gradient, update : ndarray, shape (lag,)
+        Halved squared differences at each lag.
+    """
+
+    count: int
+    gram: FloatArray
+    cross: FloatArray
+    gradient: FloatArray
+    update: FloatArray
+
+    @classmethod
+    def of(cls, update: FloatArray, gradient: FloatArray, lags: int) -> _Sums:
+        """Return them for consecutive rows, of which the first ``lags - 1`` are history.
+
+        Both are taken for less their mean, so that the squared norms of steps and of those a lag
+        before are the same on average; each block taking its own would have ends that cancel in
+        the sum over blocks, and not without one of them.
+        """
+        rows, past = len(gradient), lags - 1
+        count, lag = rows - past, np.arange(lags)
+        late = np.arange(rows)[:, None] >= past
+        # No lag reaches before the first row, so that cyclic sums are sums.
+        waves, moves = fft.rfft(gradient, axis=0), fft.rfft(update, axis=0)
+
+        def products(one: Array, other: Array) -> FloatArray:
+            spectrum = np.einsum("fd,fd->f", one, other.conj())
+            found: FloatArray = fft.irfft(spectrum, rows)[:lags]
+            return found
+
+        late_moves = fft.rfft(update * late, axis=0)
+        moved_products = products(late_moves, moves)
+        first = products(fft.rfft(gradient * late, axis=0), waves)
+        gram = np.empty((lags, lags))
+        gram[0] = gram[:, 0] = first
+        head, tail = gradient[:past][::-1], gradient[::-1][:past]
+        shift = head @ head.T - tail @ tail.T
+        for row in range(past):
+            gram[row + 1, 1:] = gram[row, :-1] + shift[row]
+        total = np.concatenate([np.zeros((1, gradient.shape[1])), gradient.cumsum(axis=0)])
+        mean = (total[rows - lag] - total[past - lag]) / count
+        moved = update[past:].mean(axis=0)
+        return cls(
+            count,
+            gram - count * (mean @ mean.T),
+            products(late_moves, waves) - count * (mean @ moved),
+            first[0] - first,
+            moved_products[0] - moved_products,
+        )
+
+    @classmethod
+    def total(cls, parts: list[_Sums]) -> _Sums:
+        return cls(
+            sum(each.count for each in parts),
+            np.sum([each.gram for each in parts], axis=0),
+            np.sum([each.cross for each in parts], axis=0),
+            np.sum([each.gradient for each in parts], axis=0),
+            np.sum([each.update for each in parts], axis=0),
+        )
+
+    def without(self, part: _Sums) -> _Sums:
+        return _Sums(
+            self.count - part.count,
+            self.gram - part.gram,
+            self.cross - part.cross,
+            self.gradient - part.gradient,
+            self.update - part.update,
+        )
+
+    def response(self, lags: int | None = None) -> FloatArray:
+        """Return the response over all or so many lags."""
+        return np.asarray(np.linalg.solve(self.gram[:lags, :lags], self.cross[:lags]))
+
+    def estimates(self, left: FloatArray) -> FloatArray:
+        """Return `_ESTIMATES`, from `_left_over` as well."""
+        response = self.response()
+        fewer = response.size - response.size // 4
+        direct = _lagged(self.update, self.gradient)
+        residual, lagged, moved = left
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own = residual / lagged
+            whole = _gain_and_noise(response, own)
+            short = _gain_and_noise(self.response(fewer), own)
+            return np.array(
+                [
+                    *whole,
+                    *direct,
+                    1 - residual / moved,
+                    *(whole - short),
+                    *(direct - _lagged(self.update[:fewer], self.gradient[:fewer])),
+                ]
+            )
+
+
+def _gain_and_noise(response: FloatArray, own: float) -> FloatArray:
+    gain, noise = response.sum(), response @ response + own
+    return np.array([gain, noise, noise / gain**2])
+
+
+def _left_over(update: FloatArray, gradient: FloatArray, response: FloatArray) -> FloatArray:
+    """Return summed halved squares of differences at half the memory.
+
+    Of updates less the response, of gradients, and of updates.
+    """
+    rows, past, lag = len(update), response.size - 1, response.size // 2
+    waves = fft.rfft(gradient, axis=0) * fft.rfft(response, rows)[:, None]
+    residual = update - fft.irfft(waves, rows, axis=0)
+    apart = (each[past + lag :] - each[past : rows - lag] for each in (residual, gradient, update))
+    return np.array([np.square(each).sum() / 2 for each in apart])
+
+
+def _lagged(update: FloatArray, gradient: FloatArray) -> FloatArray:
+    """Return `_LAGGED`, from summed differences."""
+    noise, long, _ = _levels(gradient)
+    moved, moved_long, drift = _levels(update)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.array([moved_long / long, moved / noise, long / noise, drift / moved])
+
+
+def _levels(differences: FloatArray) -> tuple[float, float, float]:
+    """Return the variance of noise, that of long sums by summand, and drift in half a memory."""
+    half = differences.size // 2
+    slope, level = np.polyfit(np.arange(half, differences.size), differences[half:], 1)
+    mean = differences[half:].mean()
+    long = mean + 2 * (mean - differences[1:half]).sum()
+    return float(level), float(long), float(slope * half)
+
+
+def _jackknife(parts: list[_Sums], whole: _Sums, left: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return estimates and their standard errors, blocks of unequal lengths weighed."""
+    rest = left.sum(axis=0)
+    plain = whole.estimates(rest)
+    without = np.stack(
+        [whole.without(part).estimates(rest - own) for part, own in zip(parts, left, strict=True)]
+    )
+    share = np.array([part.count for part in parts])[:, None] / whole.count
+    estimate = len(parts) * plain - np.sum((1 - share) * without, axis=0)
+    pseudo = plain / share - (1 / share - 1) * without
+    variance = np.mean(np.square(pseudo - estimate) / (1 / share - 1), axis=0)
+    return np.asarray(estimate), np.sqrt(variance)
+
+
+def finding(result: xr.Dataset) -> Finding:
+    """Return what the network's updates make of gradients, and whether the formula says so."""
+    row = shown(result)
+    if int(row["status"]) != Status.OK:
+        return Finding(
+            "Updates do not tell what they make of gradients: too few consecutive steps, gradients "
+            "that do not vary, or a memory longer than memory= steps."
+        )
+    gain, noise = (float(row[f"{name}_formula"]) for name in ("gain", "noise"))
+    known = np.isfinite(gain)
+    sentence = (
+        f"A gradient is worth {_told(row, 'gain')} plain steps of {subject(row)} in the long run, "
+        f"and the noise variance of an update is {_told(row, 'noise')} times that of a gradient"
+    )
+    if not known:
+        return Finding(
+            f"{sentence}; this optimizer has no formula to compare with.", tuple(_warnings(row))
+        )
+    apart = {name: float(row[f"{name}_apart"]) for name in ("gain", "noise")}
+    agrees = max(apart.values()) <= APART
+    return Finding(
+        f"{sentence}, which {'agrees' if agrees else 'disagrees'} with the formula for the "
+        f"recorded optimizer: {gain:.4g} and {noise:.4g}, {apart['gain']:.1f} and "
+        f"{apart['noise']:.1f} standard errors away.",
+        tuple(_warnings(row)),
+    )
+
+
+def _told(row: xr.Dataset, name: str) -> str:
+    return f"{float(row[name]):.4g} ± {float(row[f'{name}_se']):.1g}"
+
+
+def _warnings(row: xr.Dataset) -> list[str]:
+    found = []
+    sums = float(row["gradient_sums"])
+    if abs(sums - 1) > APART * float(row["gradient_sums_se"]):
+        found.append(
+            "Noises of successive gradients are not independent, by curvature that takes updates "
+            "back, by epochs or by a mean that moves: the variance of long sums is "
+            f"{_told(row, 'gradient_sums')} of what it would be. So in this run the noise variance "
+            f"of an update was {_told(row, 'observed')} times that of a gradient."
+        )
+    if not np.isfinite(float(row["sums"])):
+        found.append(
+            "Too little is left of the noise of gradients in long sums to compare that of updates "
+            "with."
+        )
+    drift = float(row["drift"])
+    if abs(drift) > max(0.1, APART * float(row["drift_se"])):
+        found.append(
+            f"Within {int(row['memory']) // 2} steps updates drift by {_told(row, 'drift')} of the "
+            "variance of their noise: what was observed takes this drift for a line in the lag."
+        )
+    explained = float(row["explained"])
+    if explained < 0.99:
+        found.append(
+            f"{100 * (1 - explained):.0f} % of the variance of updates is no fixed sum of past "
+            "gradients: coordinates have steps of their own, or steps that change. Projections "
+            "mix coordinates by the same signs at every step; that error, up to the root of 2 over "
+            "the number of directions, is in no standard error."
+        )
+    if not np.isfinite(float(row["weight_decay"])):
+        found.append(
+            "How weight decay acts is not known of this optimizer; what of it changes within a "
+            "block of steps is left in the updates."
+        )
+    missing = int(row["n_missing"])
+    if missing:
+        found.append(
+            f"{missing} steps are left out: not finite, of rate 0, without a next one, or such as "
+            "kept the weights."
+        )
+    return found
+
+
+def plot(results: Mapping[str, xr.Dataset]) -> Figure:
+    """Return gain and noise with their standard errors, by layer, and what formulas give."""
+    from matplotlib.figure import Figure
+
+    layers = layer_names(results)
+    figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
+    figure.set_label(
+        "What updates make of gradients and of their noise, by layer: measured, two standard "
+        "errors, and by formula (lines); observed in the run (squares)."
+    )
+    axes = figure.subplots(1, 2, sharey=True)
+    for label, good, place, color in at_layers(results):
+        for axis, name in zip(axes, ("gain", "noise"), strict=True):
+            value, error = good[name].values, 2 * good[f"{name}_se"].values
+            axis.errorbar(value, place, xerr=error, fmt="o", ms=4, color=color, label=label)
+            for formula in np.unique(good[f"{name}_formula"].values):
+                if np.isfinite(formula):
+                    axis.axvline(formula, color=color, linewidth=0.8)
+        axes[1].plot(good["observed"].values, place, "s", ms=4, color=color, fillstyle="none")
+    axes[0].set_yticks(range(len(layers)), layers, fontsize=8)
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="gain", title="Plain steps a gradient is worth")
+    axes[1].set(xlabel="variance, over a gradient's", title="Noise of one update")
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper"
+    )
+    return figure
+
+
+def _estimate(name: str, text: str) -> tuple[Variable, ...]:
+    compared = (
+        Variable(f"{name}_formula", _CELL, description="by the formula for the optimizer"),
+        Variable(f"{name}_apart", _CELL, description="standard errors between both"),
+    )
+    return (
+        Variable(name, _CELL, description=text),
+        Variable(f"{name}_se", _CELL, description="standard error"),
+        *(compared if name in _FORMULAS else ()),
+    )
+
+
+_ROWS = ("layer", "step", "direction")
+ANALYSIS = Analysis(
+    name="update_noise",
+    summary="What do updates make of gradient noise? Gain and noise beside their formula",
+    version=1,
+    inputs=(
+        Input(
+            Variable("weight", _ROWS, "weight"),
+            sources=("weights/projected",),
+            network="sum",
+            collector=COLLECTOR,
+        ),
+        Input(
+            Variable("gradient", _ROWS, "loss/weight"),
+            sources=("gradients/projected",),
+            network="sum",
+            collector=COLLECTOR,
+        ),
+        Input(
+            Variable("step", ("step",), "step", "int64"),
+            sources=("gradients/step",),
+            collector=COLLECTOR,
+        ),
+        Input(
+            Variable("learning_rate", ("step",), "weight^2/loss"),
+            sources=("steps/learning_rate",),
+            collector="tracelab.attach",
+        ),
+        Input(
+            Variable("applied", ("step",)),
+            sources=("steps/applied",),
+            optional=True,
+            collector="tracelab.attach",
+        ),
+        Input(
+            Variable("optimizer", (), dtype="object"),
+            ("@optimizers", "@optimizer"),
+            optional=True,
+            collector="tracelab.attach",
+        ),
+        Input(
+            Variable("weight_sketches", (), dtype="object"), ("weights@sketches",), optional=True
+        ),
+        Input(
+            Variable("gradient_sketches", (), dtype="object"),
+            ("gradients@sketches",),
+            optional=True,
+        ),
+        Input(Variable("resumed", (), dtype="object"), ("@resumed",), optional=True),
+    ),
+    outputs=(
+        *_estimate("gain", "plain steps that a gradient is worth in the long run"),
+        *_estimate("noise", "noise variance of one update, over a gradient's, if independent"),
+        *_estimate("update_noise", "noise over squared signal of an update, over plain SGD's"),
+        *_estimate("sums", "noise variance of long sums of updates, over that of gradients"),
+        *_estimate("observed", "noise variance of one update, over a gradient's, in this run"),
+        *_estimate("gradient_sums", "noise variance of long sums of gradients, over independent"),
+        *_estimate("drift", "of updates within half a memory, over the variance of their noise"),
+        *_estimate("explained", "share of the updates' variance that is a sum of past gradients"),
+        Variable("weight_decay", _CELL, description="taken out of updates; NaN if not known"),
+        Variable("memory", _CELL, "step", "int64", description="gradients an update may depend on"),
+        Variable("n_steps", _CELL, dtype="int64", description="updates: the sample size"),
+        Variable("n_blocks", _CELL, dtype="int64", description="blocks of consecutive steps"),
+        Variable("n_missing", _CELL, dtype="int64", description="steps left out"),
+        Variable("status", _CELL, dtype="uint8"),
+    ),
+    cell=_CELL,
+    kernel=update_noise,
+    finding=finding,
+    plot=plot,
+    parameters=(
+        Parameter(
+            "memory", None, "gradients an update may depend on; none: up to 128", low=4, high=1024
+        ),
+    ),
+    references=(
+        Reference(
+            "Xie, Yuan, Zhu, Sugiyama, Positive-Negative Momentum, ICML 2021",
+            "https://arxiv.org/abs/2103.17182",
+        ),
+        Reference(
+            "Busing, Meijer, van der Leeden, Delete-m Jackknife for Unequal m, Statistics and "
+            "Computing 9 (1999)"
+        ),
+        Reference(
+            "Kunsch, The Jackknife and the Bootstrap for General Stationary Observations, Annals "
+            "of Statistics 17 (1989)"
+        ),
+    ),
+)
