@@ -1,6 +1,7 @@
-"""Prints how often intervals of `update_noise` hold the truth.
+"""Prints how often intervals of `update_noise` hold the truth, and what it finds on digits.
 
     python data/study_update_noise.py [runs]
+    python data/study_update_noise.py digits
 
 Runs of `torch.optim.SGD` on 30 weights whose gradients are white noise around a mean, so that the
 truth is known: the figures of `docs/statistics.md`. Besides momentum's response updates carry noise
@@ -8,13 +9,17 @@ of their own, coordinates have steps of their own, or the mean gradient walks.
 """
 
 import sys
+import tempfile
 
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.datasets import load_digits
 
+import tracelab
 from tracelab_analyses.momentum import momentum_of
 from tracelab_analyses.update_noise import update_noise
+from tracelab_collectors import Gradients, Weights
 
 WEIGHTS, RATE, MOMENTUM = 30, 0.01, 0.9
 NAMES = ("gain", "noise", "observed", "sums", "gradient_sums")
@@ -91,5 +96,45 @@ def main(runs=200):
                 )
 
 
+def on_digits(steps=4_000, size=32):
+    """Print a row for a network of 64, 32 and 10 units under each optimizer."""
+    images, labels = load_digits(return_X_y=True)
+    inputs, classes = torch.tensor(images[:1200] / 16, dtype=torch.float32), torch.tensor(labels)
+    optimizers = {
+        "SGD, momentum .9": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9),
+        "Adam": lambda p: torch.optim.Adam(p, lr=0.001),
+    }
+    sketch = tracelab.Project(256)
+    collectors = [Weights(every=1, sketch=sketch), Gradients(every=1, sketch=sketch)]
+    names = ("gain", "noise", "update_noise", "observed", "gradient_sums", "explained")
+    print("| " + " | ".join(["optimizer", "loss at the end", *names]) + " |")
+    print("|" + " --- |" * (len(names) + 2))
+    for label, make in optimizers.items():
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        optimizer = make(net.parameters())
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/run.zarr"
+            with tracelab.attach(net, optimizer, path, collectors=collectors):
+                for _ in range(steps):
+                    batch = torch.randint(len(inputs), (size,))
+                    optimizer.zero_grad()
+                    loss = torch.nn.functional.cross_entropy(net(inputs[batch]), classes[batch])
+                    loss.backward()
+                    optimizer.step()
+            trace = tracelab.open(path)
+            network = [
+                trace.groups[kind]["projected"].values[:steps].astype(float).sum(axis=1)[None]
+                for kind in ("weights", "gradients")
+            ]
+            rates = trace.steps["learning_rate"].values[:steps]
+        found = update_noise(*network, np.arange(steps), rates)
+        told = [f"{found[name][0]:.4g} ± {found[f'{name}_se'][0]:.2g}" for name in names]
+        print("| " + " | ".join([label, f"{loss.item():.3f}", *told]) + " |", flush=True)
+
+
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if sys.argv[1:] == ["digits"]:
+        on_digits()
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -9,36 +9,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import xarray as xr
-from scipy import fft
 
-from tracelab.contracts import Analysis, Finding, Input, Parameter, Reference, Variable
+from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
 from tracelab.errors import UsageError
-from tracelab.outcomes import at_layers, blank, layer_names, shown, subject
+from tracelab.outcomes import blank
 from tracelab.typing import Array, FloatArray, IntArray, Status
 from tracelab_analyses.momentum import Momentum, momentum_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tracelab_analyses.update_figures import APART, finding, plot
+from tracelab_analyses.update_response import (
+    ESTIMATES,
+    FORMULAS,
+    LAGGED,
+    MEASURED,
+    RESPONSE,
+    Sums,
+    jackknife,
+    left_over,
+)
 
 COLLECTOR = "Weights(every=1, sketch=S) and Gradients(every=1, sketch=S)"
 LAGS = 128
 MIN_BLOCKS, MAX_BLOCKS = 8, 20
-# Standard errors from which on two numbers are told apart.
-APART = 3.0
 # Of an estimate, that may change significantly where the last quarter of the memory is left out.
 TAIL = 0.05
 # Smallest eigenvalue over the largest, below which past gradients cannot be told apart.
 SINGULAR = 1e-10
 _CELL = ("layer",)
-_FORMULAS = ("gain", "noise", "update_noise", "sums")
-_MEASURED = (*_FORMULAS, "observed", "gradient_sums", "drift", "explained")
-_RESPONSE = ("gain", "noise", "update_noise")
-_LAGGED = ("sums", "observed", "gradient_sums", "drift")
-_ESTIMATES = (*_MEASURED, *(f"{name}_beyond" for name in (*_RESPONSE, *_LAGGED)))
 
 
 def update_noise(
@@ -146,7 +145,8 @@ def _check_sketches(*sketches: Array | None) -> None:
 
 def _resumptions(step: IntArray, resumed: Array | None) -> IntArray:
     """Return how often the run was resumed up to each step."""
-    said = [each.get("step") for each in np.ravel(resumed) if isinstance(each, Mapping)]
+    every = () if resumed is None else np.ravel(resumed)
+    said = [each.get("step") for each in every if isinstance(each, Mapping)]
     starts = np.array([start for start in said if start is not None], dtype=np.int64)
     return np.asarray((step[:, None] >= starts).sum(axis=1))
 
@@ -192,7 +192,7 @@ def _formula(momentum: Momentum | None) -> dict[str, float]:
     if momentum is None:
         return {}
     values = (momentum.gain, momentum.noise, momentum.update_noise, momentum.gain**2)
-    return dict(zip(_FORMULAS, values, strict=True))
+    return dict(zip(FORMULAS, values, strict=True))
 
 
 def _layer(
@@ -240,30 +240,30 @@ def _layer(
     parts = []
     for block in blocks:
         update, slope = read(block)
-        parts.append(_Sums.of(update - mean[0], slope - mean[1], lags))
-    whole = _Sums.total(parts)
+        parts.append(Sums.of(update - mean[0], slope - mean[1], lags))
+    whole = Sums.total(parts)
     if not (whole.update.any() and whole.gram.any()):
         return found | {"status": int(Status.CONSTANT_INPUT)}
     eigenvalue = np.linalg.eigvalsh(whole.gram)
     if eigenvalue[0] < SINGULAR * eigenvalue[-1]:
         return found | {"status": int(Status.NOT_CONVERGED)}
     response = whole.response()
-    left = np.array([_left_over(*read(block), response) for block in blocks])
-    estimate, error = _jackknife(parts, whole, left)
-    values = dict(zip(_ESTIMATES, estimate.tolist(), strict=True))
-    errors = dict(zip(_ESTIMATES, error.tolist(), strict=True))
-    beyond = {name: abs(values[f"{name}_beyond"]) for name in (*_RESPONSE, *_LAGGED)}
+    left = np.array([left_over(*read(block), response) for block in blocks])
+    estimate, error = jackknife(parts, whole, left)
+    values = dict(zip(ESTIMATES, estimate.tolist(), strict=True))
+    errors = dict(zip(ESTIMATES, error.tolist(), strict=True))
+    beyond = {name: abs(values[f"{name}_beyond"]) for name in (*RESPONSE, *LAGGED)}
     if any(
         beyond[name] > max(TAIL * abs(values[name]), APART * errors[f"{name}_beyond"], errors[name])
-        for name in _RESPONSE
+        for name in RESPONSE
     ):
         return found | {"status": int(Status.NOT_CONVERGED)}
     rounding = lags * np.finfo(np.float64).eps * eigenvalue[-1] / eigenvalue[0]
-    for name in _MEASURED:
+    for name in MEASURED:
         found[name] = values[name]
         # What a longer memory would change is less than what its last quarter does, if it decays.
         shares = [errors[name], beyond.get(name, 0.0)]
-        if name in _RESPONSE:
+        if name in RESPONSE:
             shares.append(errors[f"{name}_beyond"])
         found[f"{name}_se"] = float(np.linalg.norm((*shares, rounding * values[name])))
     if not found["gradient_sums"] > APART * found["gradient_sums_se"]:
@@ -285,262 +285,6 @@ def _blocks(runs: list[IntArray], lags: int) -> list[IntArray]:
     return blocks
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """Sums over the steps of a block and over directions, which add up over blocks.
-
-    Parameters
-    ----------
-    count : int
-        Steps.
-    gram, cross : ndarray, shape (lag, lag), (lag,)
-        Inner products of lagged gradients with each other and with updates, each less its mean
-        over the block.
-    gradient, update : ndarray, shape (lag,)
-        Halved squared differences at each lag.
-    """
-
-    count: int
-    gram: FloatArray
-    cross: FloatArray
-    gradient: FloatArray
-    update: FloatArray
-
-    @classmethod
-    def of(cls, update: FloatArray, gradient: FloatArray, lags: int) -> _Sums:
-        """Return them for consecutive rows, of which the first ``lags - 1`` are history.
-
-        Both are taken for less their mean, so that the squared norms of steps and of those a lag
-        before are the same on average; each block taking its own would have ends that cancel in
-        the sum over blocks, and not without one of them.
-        """
-        rows, past = len(gradient), lags - 1
-        count, lag = rows - past, np.arange(lags)
-        late = np.arange(rows)[:, None] >= past
-        # No lag reaches before the first row, so that cyclic sums are sums.
-        waves, moves = fft.rfft(gradient, axis=0), fft.rfft(update, axis=0)
-
-        def products(one: Array, other: Array) -> FloatArray:
-            spectrum = np.einsum("fd,fd->f", one, other.conj())
-            found: FloatArray = fft.irfft(spectrum, rows)[:lags]
-            return found
-
-        late_moves = fft.rfft(update * late, axis=0)
-        moved_products = products(late_moves, moves)
-        first = products(fft.rfft(gradient * late, axis=0), waves)
-        gram = np.empty((lags, lags))
-        gram[0] = gram[:, 0] = first
-        head, tail = gradient[:past][::-1], gradient[::-1][:past]
-        shift = head @ head.T - tail @ tail.T
-        for row in range(past):
-            gram[row + 1, 1:] = gram[row, :-1] + shift[row]
-        total = np.concatenate([np.zeros((1, gradient.shape[1])), gradient.cumsum(axis=0)])
-        mean = (total[rows - lag] - total[past - lag]) / count
-        moved = update[past:].mean(axis=0)
-        return cls(
-            count,
-            gram - count * (mean @ mean.T),
-            products(late_moves, waves) - count * (mean @ moved),
-            first[0] - first,
-            moved_products[0] - moved_products,
-        )
-
-    @classmethod
-    def total(cls, parts: list[_Sums]) -> _Sums:
-        return cls(
-            sum(each.count for each in parts),
-            np.sum([each.gram for each in parts], axis=0),
-            np.sum([each.cross for each in parts], axis=0),
-            np.sum([each.gradient for each in parts], axis=0),
-            np.sum([each.update for each in parts], axis=0),
-        )
-
-    def without(self, part: _Sums) -> _Sums:
-        return _Sums(
-            self.count - part.count,
-            self.gram - part.gram,
-            self.cross - part.cross,
-            self.gradient - part.gradient,
-            self.update - part.update,
-        )
-
-    def response(self, lags: int | None = None) -> FloatArray:
-        """Return the response over all or so many lags."""
-        return np.asarray(np.linalg.solve(self.gram[:lags, :lags], self.cross[:lags]))
-
-    def estimates(self, left: FloatArray) -> FloatArray:
-        """Return `_ESTIMATES`, from `_left_over` as well."""
-        response = self.response()
-        fewer = response.size - response.size // 4
-        direct = _lagged(self.update, self.gradient)
-        residual, lagged, moved = left
-        with np.errstate(divide="ignore", invalid="ignore"):
-            own = residual / lagged
-            whole = _gain_and_noise(response, own)
-            short = _gain_and_noise(self.response(fewer), own)
-            return np.array(
-                [
-                    *whole,
-                    *direct,
-                    1 - residual / moved,
-                    *(whole - short),
-                    *(direct - _lagged(self.update[:fewer], self.gradient[:fewer])),
-                ]
-            )
-
-
-def _gain_and_noise(response: FloatArray, own: float) -> FloatArray:
-    gain, noise = response.sum(), response @ response + own
-    return np.array([gain, noise, noise / gain**2])
-
-
-def _left_over(update: FloatArray, gradient: FloatArray, response: FloatArray) -> FloatArray:
-    """Return summed halved squares of differences at half the memory.
-
-    Of updates less the response, of gradients, and of updates.
-    """
-    rows, past, lag = len(update), response.size - 1, response.size // 2
-    waves = fft.rfft(gradient, axis=0) * fft.rfft(response, rows)[:, None]
-    residual = update - fft.irfft(waves, rows, axis=0)
-    apart = (each[past + lag :] - each[past : rows - lag] for each in (residual, gradient, update))
-    return np.array([np.square(each).sum() / 2 for each in apart])
-
-
-def _lagged(update: FloatArray, gradient: FloatArray) -> FloatArray:
-    """Return `_LAGGED`, from summed differences."""
-    noise, long, _ = _levels(gradient)
-    moved, moved_long, drift = _levels(update)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.array([moved_long / long, moved / noise, long / noise, drift / moved])
-
-
-def _levels(differences: FloatArray) -> tuple[float, float, float]:
-    """Return the variance of noise, that of long sums by summand, and drift in half a memory."""
-    half = differences.size // 2
-    slope, level = np.polyfit(np.arange(half, differences.size), differences[half:], 1)
-    mean = differences[half:].mean()
-    long = mean + 2 * (mean - differences[1:half]).sum()
-    return float(level), float(long), float(slope * half)
-
-
-def _jackknife(parts: list[_Sums], whole: _Sums, left: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return estimates and their standard errors, blocks of unequal lengths weighed."""
-    rest = left.sum(axis=0)
-    plain = whole.estimates(rest)
-    without = np.stack(
-        [whole.without(part).estimates(rest - own) for part, own in zip(parts, left, strict=True)]
-    )
-    share = np.array([part.count for part in parts])[:, None] / whole.count
-    estimate = len(parts) * plain - np.sum((1 - share) * without, axis=0)
-    pseudo = plain / share - (1 / share - 1) * without
-    variance = np.mean(np.square(pseudo - estimate) / (1 / share - 1), axis=0)
-    return np.asarray(estimate), np.sqrt(variance)
-
-
-def finding(result: xr.Dataset) -> Finding:
-    """Return what the network's updates make of gradients, and whether the formula says so."""
-    row = shown(result)
-    if int(row["status"]) != Status.OK:
-        return Finding(
-            "Updates do not tell what they make of gradients: too few consecutive steps, gradients "
-            "that do not vary, or a memory longer than memory= steps."
-        )
-    gain, noise = (float(row[f"{name}_formula"]) for name in ("gain", "noise"))
-    known = np.isfinite(gain)
-    sentence = (
-        f"A gradient is worth {_told(row, 'gain')} plain steps of {subject(row)} in the long run, "
-        f"and the noise variance of an update is {_told(row, 'noise')} times that of a gradient"
-    )
-    if not known:
-        return Finding(
-            f"{sentence}; this optimizer has no formula to compare with.", tuple(_warnings(row))
-        )
-    apart = {name: float(row[f"{name}_apart"]) for name in ("gain", "noise")}
-    agrees = max(apart.values()) <= APART
-    return Finding(
-        f"{sentence}, which {'agrees' if agrees else 'disagrees'} with the formula for the "
-        f"recorded optimizer: {gain:.4g} and {noise:.4g}, {apart['gain']:.1f} and "
-        f"{apart['noise']:.1f} standard errors away.",
-        tuple(_warnings(row)),
-    )
-
-
-def _told(row: xr.Dataset, name: str) -> str:
-    return f"{float(row[name]):.4g} ± {float(row[f'{name}_se']):.1g}"
-
-
-def _warnings(row: xr.Dataset) -> list[str]:
-    found = []
-    sums = float(row["gradient_sums"])
-    if abs(sums - 1) > APART * float(row["gradient_sums_se"]):
-        found.append(
-            "Noises of successive gradients are not independent, by curvature that takes updates "
-            "back, by epochs or by a mean that moves: the variance of long sums is "
-            f"{_told(row, 'gradient_sums')} of what it would be. So in this run the noise variance "
-            f"of an update was {_told(row, 'observed')} times that of a gradient."
-        )
-    if not np.isfinite(float(row["sums"])):
-        found.append(
-            "Too little is left of the noise of gradients in long sums to compare that of updates "
-            "with."
-        )
-    drift = float(row["drift"])
-    if abs(drift) > max(0.1, APART * float(row["drift_se"])):
-        found.append(
-            f"Within {int(row['memory']) // 2} steps updates drift by {_told(row, 'drift')} of the "
-            "variance of their noise: what was observed takes this drift for a line in the lag."
-        )
-    explained = float(row["explained"])
-    if explained < 0.99:
-        found.append(
-            f"{100 * (1 - explained):.0f} % of the variance of updates is no fixed sum of past "
-            "gradients: coordinates have steps of their own, or steps that change. Projections "
-            "mix coordinates by the same signs at every step; that error, up to the root of 2 over "
-            "the number of directions, is in no standard error."
-        )
-    if not np.isfinite(float(row["weight_decay"])):
-        found.append(
-            "How weight decay acts is not known of this optimizer; what of it changes within a "
-            "block of steps is left in the updates."
-        )
-    missing = int(row["n_missing"])
-    if missing:
-        found.append(
-            f"{missing} steps are left out: not finite, of rate 0, without a next one, or such as "
-            "kept the weights."
-        )
-    return found
-
-
-def plot(results: Mapping[str, xr.Dataset]) -> Figure:
-    """Return gain and noise with their standard errors, by layer, and what formulas give."""
-    from matplotlib.figure import Figure
-
-    layers = layer_names(results)
-    figure = Figure(figsize=(9, 1.6 + 0.34 * len(layers)), layout="constrained")
-    figure.set_label(
-        "What updates make of gradients and of their noise, by layer: measured, two standard "
-        "errors, and by formula (lines); observed in the run (squares)."
-    )
-    axes = figure.subplots(1, 2, sharey=True)
-    for label, good, place, color in at_layers(results):
-        for axis, name in zip(axes, ("gain", "noise"), strict=True):
-            value, error = good[name].values, 2 * good[f"{name}_se"].values
-            axis.errorbar(value, place, xerr=error, fmt="o", ms=4, color=color, label=label)
-            for formula in np.unique(good[f"{name}_formula"].values):
-                if np.isfinite(formula):
-                    axis.axvline(formula, color=color, linewidth=0.8)
-        axes[1].plot(good["observed"].values, place, "s", ms=4, color=color, fillstyle="none")
-    axes[0].set_yticks(range(len(layers)), layers, fontsize=8)
-    axes[0].invert_yaxis()
-    axes[0].set(xlabel="gain", title="Plain steps a gradient is worth")
-    axes[1].set(xlabel="variance, over a gradient's", title="Noise of one update")
-    figure.legend(
-        *axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside right upper"
-    )
-    return figure
-
-
 def _estimate(name: str, text: str) -> tuple[Variable, ...]:
     compared = (
         Variable(f"{name}_formula", _CELL, description="by the formula for the optimizer"),
@@ -549,7 +293,7 @@ def _estimate(name: str, text: str) -> tuple[Variable, ...]:
     return (
         Variable(name, _CELL, description=text),
         Variable(f"{name}_se", _CELL, description="standard error"),
-        *(compared if name in _FORMULAS else ()),
+        *(compared if name in FORMULAS else ()),
     )
 
 
