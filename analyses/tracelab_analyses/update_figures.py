@@ -31,9 +31,10 @@ def finding(result: xr.Dataset) -> Finding:
     known = np.isfinite(gain)
     sentence = (
         f"A gradient is worth {_told(row, 'gain')} plain steps of {subject(row)} in the long run, "
-        f"and the noise variance of an update is {_told(row, 'noise')} times that of a gradient "
-        f"({_told(row, 'observed')} in this run)"
+        f"and the noise variance of an update is {_told(row, 'noise')} times that of a gradient"
     )
+    if np.isfinite(float(row["observed"])):
+        sentence += f" ({_told(row, 'observed')} in this run)"
     if not known:
         return Finding(
             f"{sentence}; this optimizer has no formula to compare with.", tuple(_warnings(row))
@@ -62,13 +63,21 @@ def _warnings(row: xr.Dataset) -> list[str]:
             f"{_told(row, 'gradient_sums')} of what it would be, and updates in this run have not "
             "the noise that independent ones would give them."
         )
-    if not np.isfinite(float(row["sums"])):
+    drift = float(row["drift"])
+    if not np.isfinite(float(row["observed"])):
+        found.append(
+            f"The mean of updates moves too much beside their noise ({drift:.2g} of its variance "
+            f"within {int(row['memory']) // 2} steps) for the noise of this run to be told: gain "
+            "and noise are what the optimizer makes of gradients."
+        )
+    elif not np.isfinite(float(row["sums"])):
         found.append(
             "Too little is left of the noise of gradients in long sums to compare that of updates "
             "with."
         )
-    drift = float(row["drift"])
-    if abs(drift) > max(0.1, APART * float(row["drift_se"])):
+    if np.isfinite(float(row["observed"])) and abs(drift) > max(
+        0.1, APART * float(row["drift_se"])
+    ):
         found.append(
             f"Within {int(row['memory']) // 2} steps updates drift by {_told(row, 'drift')} of the "
             "variance of their noise: what was observed takes this drift for a line in the lag."

@@ -37,6 +37,8 @@ MIN_BLOCKS, MAX_BLOCKS = 8, 20
 TAIL = 0.05
 # Smallest eigenvalue over the largest, below which past gradients cannot be told apart.
 SINGULAR = 1e-10
+# Drift of updates in half a memory, over the variance of their noise: more is no line in the lag.
+DRIFT = 0.5
 _CELL = ("layer",)
 
 
@@ -266,9 +268,17 @@ def _layer(
         if name in RESPONSE:
             shares.append(errors[f"{name}_beyond"])
         found[f"{name}_se"] = float(np.linalg.norm((*shares, rounding * values[name])))
-    if not found["gradient_sums"] > APART * found["gradient_sums_se"]:
+    found["explained"] = min(found["explained"], 1.0)
+    sums, error_of_sums = found["gradient_sums"], found["gradient_sums_se"]
+    lost: tuple[str, ...] = ()
+    if not (abs(found["drift"]) <= DRIFT and sums > -APART * error_of_sums):
+        # The mean moves otherwise than by a line: a variance below 0 says so as well.
+        lost = ("observed", "gradient_sums", "sums")
+    elif not sums > APART * error_of_sums:
         # Nothing is left of the noise of long sums, to compare that of updates with.
-        found["sums"] = found["sums_se"] = np.nan
+        lost = ("sums",)
+    for name in lost:
+        found[name] = found[f"{name}_se"] = np.nan
     return found
 
 

@@ -278,6 +278,27 @@ def test_other_directions_are_refused():
         found_of(run, weight_sketches=one, gradient_sketches=other)
 
 
+def test_a_mean_that_moves_more_than_the_noise_leaves_what_the_optimizer_does():
+    """Means decay within 300 steps from twenty times the noise: no line in the lag."""
+    decay = 20 * np.exp(-np.arange(1_500) / 300)
+    run, optimizer = recorded(heavy_ball)
+    weight, gradient, step, rate = run
+    # Linear: the path under the decay alone adds to that under the noise.
+    falling = torch.zeros(1, dtype=torch.float64)
+    alone, path = heavy_ball(falling), []
+    for slope in decay:
+        path.append(falling.item())
+        falling.grad = torch.tensor([slope])
+        alone.step()
+    moved = weight + np.array(path)[:, None], gradient + decay[:, None], step, rate
+    found = found_of(moved, optimizer)
+    assert_close(found, "gain", 10)
+    assert math.isnan(found["observed"])
+    assert math.isnan(found["gradient_sums"])
+    assert "in this run" not in told(found).sentence
+    assert any("moves too much" in warning for warning in told(found).warnings)
+
+
 def told(found):
     coords = {"layer": ["network"]}
     variables = {each.name: (each.dims, [found[each.name]]) for each in ANALYSIS.outputs}
