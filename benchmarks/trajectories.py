@@ -28,6 +28,7 @@ from benchmarks.larger_than_memory import analyze
 from tracelab import cells, loading, planning, registry
 from tracelab_collectors import (
     Complexity,
+    Gradients,
     PerturbedLoss,
     PriorKernel,
     SmoothedGradient,
@@ -43,7 +44,7 @@ WORKERS, BLOCK = 4, 500
 GOAL_SECONDS, GOAL_GIGABYTES = 60, 2
 OF_A_RUN = (
     "information_bound", "pac_bayes", "marginal_likelihood", "dimension_bound", "weight_diffusion",
-    "one_point_convexity", "complexity",
+    "one_point_convexity", "complexity", "update_noise",
 )  # fmt: skip
 OPTIMISED, REPEATS, GOAL_RATIO = ("information_bound", "pac_bayes"), 9, 3
 OF_A_JOB = ("worker_drift", "byzantine", "training_noise")
@@ -68,6 +69,7 @@ def train(path: Path, steps: int) -> nn.Module:
     sketch = tracelab.Project(DIRECTIONS)
     collectors = [
         Weights(every=1, sketch=sketch),
+        Gradients(every=1, sketch=sketch),
         Weights(every=10, sketch=tracelab.Full(), name="stored"),
         Statistics(every=1),
         PerturbedLoss(held_out=test, every=every, error=misclassified, draws=4, batches=16),
