@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # Single-threaded BLAS: workers are the parallelism, and results must not depend on it.
 export OMP_NUM_THREADS ?= 1
+# Every process of a test run would compile its modules anew, and pytest rewrite all its assertions.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow faults gate proofs readers lint bench docs clean
 

@@ -1,3 +1,5 @@
+import gc
+import shutil
 import signal
 
 import hypothesis
@@ -15,9 +17,21 @@ hypothesis.settings.register_profile("tracelab", deadline=None)
 hypothesis.settings.load_profile("tracelab")
 
 
+def pytest_collection_finish():
+    """Let passes of the garbage collector, some libraries' own, skip what is there to the end."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    """Write what `trace_path` copies."""
+    return write_trace(tmp_path_factory.mktemp("small") / "small.zarr")
+
+
 @pytest.fixture
-def trace_path(tmp_path):
-    return write_trace(tmp_path / "small.zarr")
+def trace_path(small, tmp_path):
+    return shutil.copytree(small, tmp_path / "small.zarr")
 
 
 @pytest.fixture

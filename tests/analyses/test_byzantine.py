@@ -294,6 +294,7 @@ def test_says_how_close_others_came_and_never_nan():
     assert "nobody else has finite gradients to the end" in sentence
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_for_many_workers():
     """Distances of 400 x 400 pairs take 1.3 MB a step: of 128 steps 164 MB, several times."""
     gradient = np.random.default_rng(0).standard_normal((1, 130, 400, 4)).astype(np.float32)

@@ -1,5 +1,6 @@
 """Laws that every registered analysis obeys, ours and a third party's alike."""
 
+import functools
 import inspect
 import math
 import pickle
@@ -41,6 +42,11 @@ from tracelab.reporting.numbers import headline, table
 from tracelab.typing import Status
 
 ANALYSES = registry.analyses()
+MODE_OF = [
+    pytest.param(analysis, mode, id=f"{mode}-{name}" if mode else name)
+    for name, analysis in ANALYSES.items()
+    for mode in (MODES if "mode" in {p.name for p in analysis.parameters} else [None])
+]
 every = pytest.mark.parametrize("analysis", ANALYSES.values(), ids=ANALYSES)
 
 
@@ -50,6 +56,23 @@ def plan(analysis, trace, **options):
 
 def compute(analysis, trace, execution=None, **options):
     return computed(plan(analysis, trace, **options), trace, execution)
+
+
+@pytest.fixture
+def trace(small):
+    """Open the small trace: laws leave it as it is."""
+    return tracelab.open(small)
+
+
+@pytest.fixture(scope="module")
+def whole(small):
+    """Return what an analysis says of the small trace, computed once, and what failed."""
+
+    @functools.cache
+    def of(name):
+        return compute(ANALYSES[name], tracelab.open(small))
+
+    return lambda analysis: of(analysis.name)
 
 
 @every
@@ -63,8 +86,8 @@ def test_planning_computes_nothing(analysis, trace):
 
 
 @every
-def test_returns_what_it_declares(analysis, trace):
-    result, failures = compute(analysis, trace)
+def test_returns_what_it_declares(analysis, whole):
+    result, failures = whole(analysis)
     assert failures == ()
     assert set(result.data_vars) == {variable.name for variable in analysis.outputs}
     for variable in analysis.outputs:
@@ -87,8 +110,8 @@ def test_estimates_carry_uncertainty_sample_size_and_status(analysis):
 
 
 @every
-def test_same_bits_for_any_cutting(analysis, trace, monkeypatch):
-    whole, _ = compute(analysis, trace)
+def test_same_bits_for_any_cutting(analysis, trace, whole, monkeypatch):
+    result, _ = whole(analysis)
     monkeypatch.setattr(cutting, "MAX_TASKS", 1)
     coarse, _ = compute(analysis, trace)
     monkeypatch.setattr(cutting, "MAX_TASKS", 10_000)
@@ -97,8 +120,8 @@ def test_same_bits_for_any_cutting(analysis, trace, monkeypatch):
     monkeypatch.setattr(planning, "PIECE_BYTES", 1)
     fine, _ = compute(analysis, trace)
     assert len(plan(analysis, trace).blocks) >= len(fine["layer"])
-    xr.testing.assert_identical(whole, coarse)
-    xr.testing.assert_identical(whole, fine)
+    xr.testing.assert_identical(result, coarse)
+    xr.testing.assert_identical(result, fine)
 
 
 @pytest.fixture(scope="module")
@@ -113,22 +136,22 @@ def client():
 
 
 @every
-def test_same_bits_on_worker_processes(analysis, trace, client):
-    here, _ = compute(analysis, trace)
+def test_same_bits_on_worker_processes(analysis, trace, whole, client):
+    here, _ = whole(analysis)
     there, failures = compute(analysis, trace, engine.Execution(client=client))
     assert failures == ()
     xr.testing.assert_identical(here, there)
 
 
 @every
-def test_same_bits_for_a_selection(analysis, trace):
-    whole, _ = compute(analysis, trace)
-    first = str(whole["layer"].values[0])
+def test_same_bits_for_a_selection(analysis, trace, whole):
+    result, _ = whole(analysis)
+    first = str(result["layer"].values[0])
     one, _ = compute(analysis, trace, layers=lambda name: name == first)
-    xr.testing.assert_identical(one, whole.sel(layer=[first]))
+    xr.testing.assert_identical(one, result.sel(layer=[first]))
     if "step" in analysis.cell:
         late, _ = compute(analysis, trace, steps=slice(1, None))
-        xr.testing.assert_identical(late, whole.isel(step=slice(1, None)))
+        xr.testing.assert_identical(late, result.isel(step=slice(1, None)))
 
 
 @every
@@ -141,11 +164,10 @@ def test_wrong_units_are_rejected(analysis, trace):
         plan(analysis, trace)
 
 
-@every
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("analysis", "mode"), MODE_OF)
 def test_a_cell_takes_no_more_memory_than_is_set_aside_for_it(analysis, mode):
     """What Python and NumPy allocate; numba's own are a few rows."""
-    given = {"mode": mode} if "mode" in {p.name for p in analysis.parameters} else {}
+    given = {"mode": mode} if mode else {}
     rng = np.random.default_rng(0)
     inputs = {}
     sizes = {"layer": 1, "batch": 400, "series": 500, "set": 2, "shape": 2, "sign": 2}
@@ -168,15 +190,19 @@ def test_a_cell_takes_no_more_memory_than_is_set_aside_for_it(analysis, mode):
     if "seed" in inspect.signature(analysis.kernel).parameters:
         inputs["seed"] = np.zeros([1] * len(analysis.cell), np.uint64)
     size = sum(array.nbytes for array in inputs.values())
-    analysis.kernel(**inputs, **analysis.resolve(given))
-    tracemalloc.start()
-    try:
-        analysis.kernel(**inputs, **analysis.resolve(given))
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
     # The input is in memory besides; a cell of few numbers is not what fills it.
-    assert size + peak < max(memory.PEAK * size, memory.READING_BYTES)
+    bound = max(memory.PEAK * size, memory.READING_BYTES) - size
+
+    def peak():
+        tracemalloc.start()
+        try:
+            analysis.kernel(**inputs, **analysis.resolve(given))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    # The first call loads modules and machine code too, which are no cell's.
+    assert peak() < bound or peak() < bound
 
 
 @every
@@ -220,9 +246,7 @@ def test_a_raising_cell_does_not_stop_the_others(analysis, trace, monkeypatch):
     assert f"{result['layer'].values[0]}: RuntimeError: no such luck" in failures[0]
 
 
-@every
-@pytest.mark.parametrize("bad", ["nan", "inf", "constant", "one batch", "one step"])
-def test_poor_data_become_a_status(analysis, tmp_path, bad):
+def write_poor(path, bad):
     rng = np.random.default_rng(0)
     batches = 1 if bad == "one batch" else 64
     values = rng.standard_normal((batches, 28))
@@ -230,7 +254,7 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
         values[0] = float(bad)
     if bad == "constant":
         values[:] = 0.25
-    with tracelab.create(tmp_path / "bad.zarr", {"a": (4, 6), "b": (4,)}) as writer:
+    with tracelab.create(path, {"a": (4, 6), "b": (4,)}) as writer:
         writer.define("noise", attrs={"batch_size": 8, "replacement": True, "n_data": 99})
         define_hessian(writer)
         define_basin(writer)
@@ -266,7 +290,21 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
                 projected=distance[:, None] * np.ones(4),
             )
             writer.append("gradients", step=step, projected=forms * np.ones((2, 4)))
-    result, failures = compute(analysis, tracelab.open(tmp_path / "bad.zarr"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def poor(tmp_path_factory):
+    """Return the trace of a kind of poor data, written once."""
+    folder = tmp_path_factory.mktemp("poor")
+    written = functools.cache(lambda bad: write_poor(folder / f"{bad}.zarr", bad))
+    return lambda bad: tracelab.open(written(bad))
+
+
+@every
+@pytest.mark.parametrize("bad", ["nan", "inf", "constant", "one batch", "one step"])
+def test_poor_data_become_a_status(analysis, poor, bad):
+    result, failures = compute(analysis, poor(bad))
     assert failures == ()
     if analysis.name == "curvature" and bad == "one batch":
         # The noise is that of all layers together; single ones have a trace.
@@ -280,8 +318,8 @@ def test_poor_data_become_a_status(analysis, tmp_path, bad):
 
 
 @every
-def test_plot_and_finding_take_its_results(analysis, trace):
-    result, _ = compute(analysis, trace)
+def test_plot_and_finding_take_its_results(analysis, whole):
+    result = whole(analysis)[0].copy()
     result.attrs["parameters"] = analysis.resolve({})
     assert analysis.finding(result).sentence.endswith(".")
     told = table(result)

@@ -143,7 +143,15 @@ def live(name: str) -> bool:
     return name.startswith("MLP") and name.endswith("plain")
 
 
-@pytest.mark.parametrize("name", [name for name in MATRIX if name.endswith(", plain")])
+# Every network and every optimizer; all pairs, over many more steps, are below.
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in MATRIX
+        if name.endswith(", plain") and (name.startswith("MLP, ") or ", Adam, " in name)
+    ],
+)
 def test_few_steps_are_bitwise_the_same(name: str, path: Path) -> None:
     loop = MATRIX[name]
     assert run(loop, STEPS, path, every_collector(live=live(name)), **probed()) == run(loop, STEPS)

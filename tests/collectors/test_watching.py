@@ -146,7 +146,7 @@ def slow(*values: object) -> object:
         slow("sys.exit(0)", 0, "complete", []),
         slow("sys.exit(3)", 3, "incomplete", ["SystemExit: 3"]),
         slow("sys.exit('no')", 1, "incomplete", ["SystemExit: no"]),
-        ("def f():\n    1 / 0\nf()", 1, "incomplete", ["ZeroDivisionError: division by zero"]),
+        slow("def f():\n    1 / 0\nf()", 1, "incomplete", ["ZeroDivisionError: division by zero"]),
         slow("raise KeyboardInterrupt", -signal.SIGINT, "incomplete", ["KeyboardInterrupt"]),
         slow(
             "sys.excepthook = lambda kind, error, trace: print(error, trace.tb_lineno)\n1 / 0",

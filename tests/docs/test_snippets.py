@@ -2,11 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from tracelab.cli import main
 
 torch = pytest.importorskip("torch")
 
@@ -61,7 +62,6 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     namespace = users_script()
-    command = [sys.executable, "-c", "from tracelab.cli import main; main()"]
     for language, text in BLOCK.findall(page.read_text()):
         if language == "python":
             exec(compile(text, str(page), "exec"), namespace)
@@ -69,7 +69,5 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
         for line in text.splitlines():
             words = shlex.split(line, comments=True)
             if words and words[0] == "tracelab":
-                done = subprocess.run(
-                    [*command, *words[1:]], capture_output=True, text=True, check=False
-                )
-                assert done.returncode == 0, f"{line}\n{done.stderr}"
+                done = CliRunner().invoke(main, words[1:])
+                assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,13 @@ from tracelab import engine, jobs, registry
 from tracelab.errors import NotRecordedError, UsageError
 
 
+@pytest.fixture(scope="module")
+def analysed(small, tmp_path_factory):
+    """Run everything on a trace; return where it is, and the results."""
+    path = shutil.copytree(small, tmp_path_factory.mktemp("analysed") / "a.zarr")
+    return path, jobs.analyze(tracelab.open(path))
+
+
 @pytest.fixture
 def no_kernels(monkeypatch):
     """Make every computation fail: what passes was read from the store."""
@@ -21,20 +29,21 @@ def no_kernels(monkeypatch):
     return lambda: monkeypatch.setattr(engine, "stream", refuse)
 
 
-def test_runs_everything_that_fits_and_stores_it(trace):
-    results = jobs.analyze(trace)
+def test_runs_everything_that_fits_and_stores_it(analysed):
+    path, results = analysed
+    trace = tracelab.open(path)
     assert set(results) == set(registry.analyses())
     assert set(trace.results) == set(results)
     for name, result in results.items():
         xr.testing.assert_identical(trace.results[name].load(), result.load())
 
 
-def test_a_second_run_computes_nothing(trace, no_kernels):
-    first = jobs.analyze(trace)
+def test_a_second_run_computes_nothing(analysed, no_kernels):
+    path, first = analysed
     no_kernels()
     said = []
     second = jobs.analyze(
-        tracelab.open(trace.location),
+        tracelab.open(path),
         announce=lambda name, how, counts: said.append((how, counts.computed)),
     )
     assert set(said) == {("stored", 0)}
@@ -121,7 +130,9 @@ def test_mistakes_are_named_before_anything_is_computed(trace, no_kernels, optio
         jobs.analyze(trace, **options)
 
 
-def test_nobody_answers_at_the_scheduler(trace):
+def test_nobody_answers_at_the_scheduler(trace, monkeypatch):
+    connect = engine._remote
+    monkeypatch.setattr(engine, "_remote", lambda address, _: connect(address, 1.0))
     with pytest.raises(UsageError, match=r"no Dask scheduler answers at 'tcp://127\.0\.0\.1:1'"):
         jobs.analyze(trace, "noise_scale", scheduler="tcp://127.0.0.1:1")
 
@@ -156,7 +167,12 @@ def test_workers_and_memory_give_the_same_bits(trace):
 def test_an_existing_scheduler_is_used_and_left_running(trace):
     here = jobs.analyze(trace, "noise_scale")["noise_scale"].load()
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
     ) as cluster:
         there = jobs.analyze(trace, "noise_scale", scheduler=cluster.scheduler_address, force=True)[
             "noise_scale"

@@ -67,6 +67,7 @@ def test_without_the_scatter_of_bridges_the_statistic_is_too_small() -> None:
         assert abs(difference.mean()) < allowed, name
 
 
+@pytest.mark.slow
 def test_the_size_of_binned_tests() -> None:
     rows = 4000
     counts = FINE.count(drawn("gaussian", rows, 500, seed=1))

@@ -1,5 +1,6 @@
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import mpmath
@@ -51,12 +52,14 @@ def fourier(x, alpha, beta, what="pdf", digits=20):
             value = mpmath.exp(exponent(t)) * ray
             return mpmath.re(value) if what == "pdf" else mpmath.re(1j * value / t)
 
+        # Smooth on every piece, where Gauss's rule takes half the time of the default.
+        quad = partial(mpmath.quad, method="gauss-legendre")
         if what == "pdf":
             edges = [0, *(mpmath.mpf(2) ** k for k in range(-24, last))]
-            return mpmath.quad(integrand, edges) / mpmath.pi
+            return quad(integrand, edges) / mpmath.pi
         # 1/t at 0 leaves the quarter turn of the ray; the rest is odd in t.
         edges = [0, *(mpmath.mpf(2) ** k for k in range(-60, last))]
-        return mpmath.mpf(1) / 2 + (mpmath.quad(integrand, edges) - angle) / mpmath.pi
+        return mpmath.mpf(1) / 2 + (quad(integrand, edges) - angle) / mpmath.pi
 
 
 def test_pdf_matches_the_reference():
@@ -102,7 +105,7 @@ def test_density_and_distribution_match_the_characteristic_function(x, alpha, be
 
 @pytest.mark.parametrize(("x", "alpha"), [(-7.0, 1.5), (-4.5, 1.2), (-8.0, 1.8)])
 def test_light_tails_are_relatively_accurate(x, alpha):
-    expected = float(fourier(x, alpha, 1.0, digits=60))
+    expected = float(fourier(x, alpha, 1.0, digits=30))
     assert 0 < expected < 1e-8
     assert float(s0(stable.pdf, x, alpha, 1.0)) == pytest.approx(expected, rel=1e-10)
 

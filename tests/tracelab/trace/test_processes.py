@@ -292,6 +292,7 @@ print(seen, before["gradients"], before["steps"], before["noise"], flush=True)
 """
 
 
+@pytest.mark.slow
 def test_no_reader_ever_sees_half_a_row_of_a_live_trace(tmp_path):
     """A writer that commits as often as it can; three processes that read all of it, ever again."""
     path = tmp_path / "a"
