@@ -111,6 +111,7 @@ def test_warnings_are_told_to_those_who_ask(run, record):
     assert verbose.stderr.startswith(f"INFO: {path}: noise_scale stored ({told})\n")
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_numbers(run, record):
     path = record()
     run("analyze", path, *FAST)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 import tracelab
 
 COMMAND = [sys.executable, "-c", "from tracelab.cli import main; main()"]
@@ -67,6 +69,7 @@ def test_a_closed_pipe_is_quiet(record, run):
     assert process.returncode == 141
 
 
+@pytest.mark.slow
 def test_a_pipe_closed_before_anything_is_written_is_quiet():
     reader, writer = os.pipe()
     os.close(reader)
