@@ -70,7 +70,8 @@ def cut(
     analyses read cells. Vectors of coordinates are cut 16 steps by 16,384 coordinates. Histograms,
     integers by layer and bin, are mostly zeros: they are compressed in any case, and a chunk is one
     step of several layers, since a chunk of several steps is stored as it is where a commit finds
-    it begun. Everything else is cut into many steps of few layers: analyses read these along steps.
+    it begun. Everything else is cut into many steps of few layers: analyses read these along steps,
+    also what workers did, of which the trace of a rank has one sample a step.
 
     Parameters
     ----------
@@ -138,7 +139,7 @@ def _chunk(sizes: dict[str, int], itemsize: int) -> tuple[int, tuple[int, ...]]:
         fitting = _power_of_two(max(1, CELL_BYTES // (itemsize * samples)))
         extents["coordinate"] = min(sizes["coordinate"], COORDINATES, fitting)
         return (16 if len(sizes) == 1 else 1), tuple(extents.values())
-    if "direction" in sizes and set(sizes) - {"layer", "direction"}:
+    if "direction" in sizes and set(sizes) - {"layer", "direction", "worker"}:
         cell = extents | {"layer": 1} if "layer" in sizes else extents
         return 1, tuple(cell.values())
     each = math.prod(size for dim, size in extents.items() if dim != "layer")
