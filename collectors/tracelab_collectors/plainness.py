@@ -33,6 +33,26 @@ def plain_sgd(optimizers: Sequence[torch.optim.Optimizer]) -> bool | Tensor:
     rate = groups[0]["lr"]
     alike: bool | Tensor = True
     for group in groups[1:]:
-        same = group["lr"] is rate or group["lr"] == rate
-        alike = same if alike is True else alike & same
-    return alike.detach().reshape(()) if isinstance(alike, Tensor) else alike
+        same = _same(group["lr"], rate)
+        if same is False:
+            return False
+        if isinstance(same, Tensor):
+            alike = same & alike.to(same.device) if isinstance(alike, Tensor) else same
+    return alike
+
+
+def _same(one: float | Tensor, other: float | Tensor) -> bool | Tensor:
+    """Return whether rates are the same; on a device if one is there, whatever the other is on."""
+    if one is other:
+        return True
+    one, other = (
+        each.detach().reshape(()) if isinstance(each, Tensor) else float(each)
+        for each in (one, other)
+    )
+    tensors = [each for each in (one, other) if isinstance(each, Tensor)]
+    away = [each.device for each in tensors if each.device.type != "cpu"]
+    if away and isinstance(one, Tensor) and isinstance(other, Tensor):
+        # Neither is waited for: what is on the host goes to the device, and not the reverse.
+        one, other = (each.to(away[-1], non_blocking=True) for each in (one, other))
+    same = one == other
+    return same if away and isinstance(same, Tensor) else bool(same)

@@ -534,11 +534,20 @@ def test_changes_of_the_optimizer_are_seen_at_every_step(net, data, cross_entrop
 
 def test_rates_that_are_tensors_are_compared_where_they_are() -> None:
     def of(*rates):
+        # Those of NumPy as they are, as a schedule of one's own may give them.
         groups = [
-            {"params": [nn.Parameter(torch.zeros(1))], "lr": torch.tensor(each)} for each in rates
+            {
+                "params": [nn.Parameter(torch.zeros(1))],
+                "lr": each if isinstance(each, np.float64) else torch.tensor(each),
+            }
+            for each in rates
         ]
         return bool(plain_sgd([torch.optim.SGD(groups, lr=0.1)]))
 
     assert of(0.1)
     assert of(0.1, 0.1, 0.1)
     assert not of(0.1, 0.2, 0.1)
+    assert of(np.float64(0.1), 0.1, np.float64(0.1))
+    assert of(0.1, np.float64(0.1), 0.1)
+    assert not of(0.1, 0.1, np.float64(0.2))
+    assert not of(np.float64(0.1), 0.2, 0.1)
