@@ -331,7 +331,8 @@ def _share(
     """Return the share of positive values along the last axis, with Wilson's interval.
 
     Its lower end is of those that are positive for all their errors leave open, its upper end of
-    those that may be.
+    those that may be. Where a value is not finite, as where a loss overflows at a point nearby,
+    all are NaN.
     """
     count = values.shape[-1]
     reach = float(stats.norm.isf((1 - confidence) / 2)) * spread
@@ -339,7 +340,9 @@ def _share(
         proportion_confint((values > edge).sum(axis=-1), count, 1 - confidence, method="wilson")
         for edge in (reach, -reach)
     )
-    return {name: (values > 0).mean(axis=-1), f"{name}_low": sure[0], f"{name}_high": perhaps[1]}
+    unknown = ~np.isfinite(values).all(axis=-1)
+    found = {name: (values > 0).mean(axis=-1), f"{name}_low": sure[0], f"{name}_high": perhaps[1]}
+    return {end: np.where(unknown, np.nan, share) for end, share in found.items()}
 
 
 def _largest(eigenvalue: FloatArray) -> float:

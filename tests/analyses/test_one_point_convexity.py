@@ -281,6 +281,20 @@ def test_a_run_that_stands_at_its_end_has_numbers_of_the_way_there():
     assert (found["assumption_holds"][:, 0] == Assumption.HOLDS).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_point_nearby_without_a_gradient_is_not_one_that_points_away(value):
+    rows, _ = quadratic(np.eye(5))
+    plain = one_point_convexity(**rows)
+    rows["neighbour_gradient"][1, 2, 0, 0] = rows["neighbour_outward"][1, 2, 0] = value
+    found = one_point_convexity(**rows)
+    for end in ("", "_low", "_high"):
+        share = plain[f"neighbours_positive{end}"].copy()
+        # The second layer has the other part alone.
+        share[[0, 2], 1] = np.nan
+        np.testing.assert_array_equal(found[f"neighbours_positive{end}"], share)
+    assert (found["status"] == Status.OK).all()
+
+
 def test_shares_know_what_projections_leave_open():
     """Of 60 draws, all of one side of 0 by a tenth of their norm, 2000 weights in 64 directions.
 
