@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracelab.errors import NotRecordedError, TraceError, UsageError
@@ -105,8 +105,26 @@ def describe_ranks(ranks: Mapping[int, Trace], attrs: Mapping[str, Any]) -> dict
 
 def unfinished(states: Mapping[int, str]) -> str:
     """Return which ranks' recording is not complete and why, in words; "" if all are."""
+    alike: dict[str, list[int]] = {}
+    for rank, state in sorted(states.items()):
+        if state != "complete":
+            alike.setdefault(state, []).append(rank)
     return ", ".join(
-        f"rank {rank} {state}" for rank, state in states.items() if state != "complete"
+        f"rank{'s' * (len(ranks) > 1)} {_runs(ranks)} {state}" for state, ranks in alike.items()
+    )
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """Return rising numbers in words, those that follow each other by their ends."""
+    ends: list[list[int]] = []
+    for number in numbers:
+        if ends and number == ends[-1][1] + 1:
+            ends[-1][1] = number
+        else:
+            ends.append([number, number])
+    return ", ".join(
+        str(low) if low == high else f"{low}{', ' if high == low + 1 else ' to '}{high}"
+        for low, high in ends
     )
 
 

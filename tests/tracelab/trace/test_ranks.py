@@ -21,6 +21,7 @@ from tracelab.errors import NotRecordedError, TraceError, UsageError
 from tracelab.reporting.facts import facts
 from tracelab.trace import create
 from tracelab.trace import open as open_trace
+from tracelab.trace.ranks import unfinished
 
 LAYERS = {"w": (3,)}
 WORLD = 4
@@ -300,6 +301,14 @@ def test_a_job_is_not_complete_where_its_ranks_are_not(tmp_path):
         assert state.values == (words.replace(" - ", ": "),)
     finally:
         live.close()
+
+
+def test_ranks_in_one_state_are_named_together():
+    """Of a large job that records a word for each rank is a page."""
+    assert unfinished(dict.fromkeys(range(4096), "recording")) == "ranks 0 to 4095 recording"
+    states = dict.fromkeys((0, 1, 3, 5, 6, 7), "missing") | {2: "complete", 4: "damaged"}
+    assert unfinished(states) == "ranks 0, 1, 3, 5 to 7 missing, rank 4 damaged"
+    assert unfinished({0: "complete"}) == unfinished({}) == ""
 
 
 def test_a_job_whose_ranks_are_complete_is(tmp_path):
