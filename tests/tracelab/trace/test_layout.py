@@ -1,10 +1,14 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracelab.trace.writing.layout import GROUP_BYTES, cut
+import tracelab
+from tracelab.contracts import Variable
+from tracelab.trace.writing import commit
+from tracelab.trace.writing.layout import GROUP_BYTES, Layout, cut
 
 MIB = 2**20
 
@@ -42,6 +46,42 @@ def test_series_are_cut_into_many_steps_of_few_layers():
     assert layout(("step",), (), "float64").chunk == (4096,)
     assert layout(("step", "layer"), (20,)).chunk == (1024, 20)
     assert layout(("step", "layer", "direction"), (100, 256)).chunk == (64, 4, 256)
+
+
+def test_what_workers_did_is_cut_as_series():
+    """Of one, as the trace of a rank has it, and of many in one trace; minibatches stay cells."""
+    dims = ("step", "worker", "layer", "direction")
+    assert layout(dims, (1, 100, 256)).chunk == (64, 1, 4, 256)
+    assert layout(dims, (64, 100, 256)).chunk == (4, 64, 1, 256)
+    assert layout(("step", "worker", "layer"), (64, 20)).chunk == (64, 64, 16)
+    with_batches = ("step", "worker", "batch", "layer", "direction")
+    assert layout(with_batches, (2, 8, 100, 256)).chunk == (1, 2, 8, 1, 256)
+
+
+def test_a_trace_goes_on_as_it_is_cut(tmp_path, monkeypatch):
+    """As one that was begun when workers were cut by cells."""
+    values = np.random.default_rng(0).standard_normal((90, 1, 5, 32)).astype(np.float32)
+
+    def append(steps, **options):
+        with tracelab.create(tmp_path / "a", {f"l{i}": (40,) for i in range(5)}, **options) as w:
+            dims = ("step", "worker", "layer", "direction")
+            w.define("own", kind="own", variables=(Variable("g", dims, "loss/weight", "float32"),))
+            for step in steps:
+                w.append("own", step=step, g=values[step])
+
+    with monkeypatch.context() as patch:
+        by_cells = Layout((1, 1, 1, 32), (16, 1, 5, 32))
+        patch.setattr(
+            commit, "cut", lambda dims, *rest, **options: (
+                by_cells if "worker" in dims else cut(dims, *rest, **options)
+            ),
+        )  # fmt: skip
+        append(range(40))
+    append(range(40, 90), resume=True)
+    trace = tracelab.open(tmp_path / "a")
+    assert trace.stored("own")["g"].chunk == (1, 1, 1, 32)
+    np.testing.assert_array_equal(trace.groups["own"]["g"].values, values)
+    assert not tracelab.verify(tmp_path / "a").damages
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4"])
