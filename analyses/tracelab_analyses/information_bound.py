@@ -6,6 +6,7 @@ does not where it exceeds the range of what it bounds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,13 @@ import numpy as np
 from scipy import stats
 
 from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
+from tracelab.errors import UsageError
 from tracelab.outcomes import blank
 from tracelab.stats.trajectory_information import Steps
 from tracelab.typing import Array, Assumption, FloatArray, IntArray, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, THEORIES, assumed
 from tracelab_analyses.information_figures import finding, plot
-from tracelab_analyses.information_theories import VIRTUAL, Path, best, spending
+from tracelab_analyses.information_theories import VIRTUAL, Chosen, Path, best, spending
 
 MIN_BATCHES, MIN_DRAWS = 8, 2
 # By so much, in parts, can a mean by pieces exceed the largest of its values.
@@ -96,7 +98,7 @@ def information_bound(
     step : ndarray of int, shape (step,)
         Steps before which was measured.
     sigma : ndarray, shape (step, level)
-        Standard deviations of the noise, the same in every row.
+        Standard deviations of the noise, positive and rising, the same in every row.
     loss, error, loss_se, error_se : ndarray, shape (step, set)
         Means and standard errors; set 0 are training data, 1 held-out data.
     max_loss : ndarray, shape (step,)
@@ -131,6 +133,11 @@ def information_bound(
     -------
     dict of str to ndarray
         See ``ANALYSIS.outputs``.
+
+    Raises
+    ------
+    UsageError
+        If standard deviations of the noise do not rise or differ between rows.
     """
     by_error = not np.isnan(error[:, 0]).all()
     measure, noisy, measure_se = (
@@ -146,13 +153,20 @@ def information_bound(
     out["n_data"][0], out["n_held_out"][0] = n_data, n_held_out
     out["n_batches"][0], out["n_draws"][0] = deviation.shape[-1], noisy.shape[-1]
     out["n_steps"][0], out["range"][0], out["measure"][0] = counts[-1], span, by_error
-    needed = (measure[:, 0], noisy[:, 0], deviation, gradient_change, learning_rate[: counts[-1]])
+    rates = learning_rate[: counts[-1]]
+    needed = (measure[:, 0], noisy[:, 0], deviation, gradient_change, rates, sigma)
     status = _status(needed, counts, step, span, n_held_out, measure, noisy)
     if status == Status.OK and (n_data < 2 or n_weights < 1):
         status = Status.TOO_FEW_SAMPLES
     out["status"][0] = int(status)
     if status != Status.OK:
         return out
+    if not ((sigma[0] > 0).all() and (np.diff(sigma[0]) > 0).all() and (sigma == sigma[0]).all()):
+        raise UsageError(
+            "standard deviations of the noise (perturbed_loss/sigma) must be positive, rise, and "
+            f"be the same in every row, got {np.unique(sigma, axis=0).tolist()[:4]}; record "
+            f"them with {_RECORDER}"
+        )
     path = Path.of(every_step, learning_rate, step, sigma[0], deviation, gradient_change)
     gap = measure[:, 1] - measure[:, 0]
     # Of the training data a part may have been evaluated; all of it has no error left.
@@ -211,7 +225,7 @@ def _status(
     measure: FloatArray,
     noisy: FloatArray,
 ) -> Status:
-    _, _, deviation, change, _ = needed
+    _, _, deviation, change, _, _ = needed
     few = (
         deviation.shape[-1] < MIN_BATCHES
         or min(noisy.shape[-1], change.shape[-1]) < MIN_DRAWS
@@ -279,7 +293,7 @@ def _virtual(
         known = each.information > 0
         found[theory] = {
             "trajectory_term": term,
-            "trajectory_term_se": term * each.information_se / 2 / each.information if known else 0,
+            "trajectory_term_se": _root_error(term, each),
             "flatness_term": flatness[each.level],
             "flatness_term_se": flatness_se[each.level],
             "variance_part": each.variance_only / each.information if known else np.nan,
@@ -288,6 +302,13 @@ def _virtual(
             "schedule": each.schedule,
         }
     return found
+
+
+def _root_error(term: float, chosen: Chosen) -> float:
+    """Return the standard error of a term: NaN of one that is 0 because estimates fell below."""
+    if chosen.information > 0:
+        return term * chosen.information_se / 2 / chosen.information
+    return math.nan if chosen.information_se > 0 else 0.0
 
 
 def _injected(

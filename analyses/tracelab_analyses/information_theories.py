@@ -156,12 +156,12 @@ def spending(path: Path, schedule: int) -> Steps:
         0 evenly, 1 in proportion to learning rate times the root of V.
     """
     variance = path.between(path.variance)
-    share = path.rate * np.sqrt(variance) if schedule == 1 else np.ones(len(variance))
+    share = np.abs(path.rate) * np.sqrt(variance) if schedule == 1 else np.ones(len(variance))
     through = np.cumsum(share)
     before = np.concatenate([[0.0], through])[:-1]
     # Nothing is spent before the first step, and where the rate is nothing.
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(path.rate > 0, path.rate**2 / share, 0.0)
+        inverse = np.where(path.rate != 0, path.rate**2 / share, 0.0)
         half = 0.5 * np.log(before)
     return Steps(
         inverse, variance, before, half, through, path.left, path.part, path.sensitivity,
