@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Momentum", "momentum_of"]
+__all__ = ["Momentum", "momentum_of", "number"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +73,26 @@ def momentum_of(optimizer: Any) -> Momentum | None:
     name = optimizer.get("name")
     if name == "SGD":
         return _heavy_ball(
-            _number(optimizer.get("momentum", 0.0)),
-            _number(optimizer.get("dampening", 0.0)),
+            number(optimizer.get("momentum", 0.0)),
+            number(optimizer.get("dampening", 0.0)),
             nesterov=optimizer.get("nesterov") is True,
         )
     if name == "PNM":
         betas = optimizer.get("betas")
         pair = betas if isinstance(betas, list | tuple) and len(betas) == 2 else (None, None)
         first, zeroth = optimizer.get("beta1", pair[0]), optimizer.get("beta0", pair[1])
-        return _positive_negative(_number(first), _number(zeroth))
+        return _positive_negative(number(first), number(zeroth))
     return None
 
 
-def _number(value: Any) -> float:
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if known else math.nan
+def number(value: Any) -> float:
+    """Return a hyper-parameter, NaN where it is no number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _heavy_ball(mu: float, dampening: float, *, nesterov: bool) -> Momentum | None:

@@ -65,7 +65,7 @@ def noise_scale(
         Examples a batch and in all.
     replacement : scalar array of bool
         Whether batches were drawn with replacement.
-    optimizer : scalar array of object, optional
+    optimizer : array of object, optional
         Name and hyper-parameters of the optimizer, or of several.
     confidence : float
         Level of the intervals.
@@ -96,7 +96,7 @@ def noise_scale(
     status[~finite] = int(Status.NON_FINITE_INPUT)
     usable = (signal > 0) & finite
     scale = 1.0 / np.where(usable, signal, np.nan)
-    momentum = momentum_of(None if optimizer is None else optimizer.item())
+    momentum = momentum_of(None if optimizer is None else optimizer.tolist())
     filtered = (momentum.gain, momentum.update_noise) if momentum else (np.nan, np.nan)
     magnified = momentum.magnification if momentum else np.nan
     return {
@@ -147,7 +147,7 @@ def _momentum(rows: xr.Dataset) -> str:
         float(rows[name].isel(step=0))
         for name in ("momentum_gain", "update_noise", "magnification")
     )
-    if not np.isfinite(gain) or gain == noise == 1.0:
+    if not np.isfinite([gain, noise]).all() or gain == noise == 1.0:
         return ""
     said = (
         f" Momentum makes a step {gain:.3g} times as long in the long run, and an update's noise "

@@ -15,6 +15,14 @@ from tracelab.typing import Status
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Why nothing is told.
+_REASONS = {
+    Status.NOT_CONVERGED: "gradients of successive steps are not told apart all along the run (no "
+    "noise, or a layer that learns for a short time), or the memory is longer than memory= steps",
+    Status.TOO_FEW_SAMPLES: "too few consecutive steps",
+    Status.NON_FINITE_INPUT: "weights or gradients are not finite, or too large to be squared",
+    Status.CONSTANT_INPUT: "weights or gradients do not vary",
+}
 # Standard errors from which on two numbers are told apart.
 APART = 3.0
 
@@ -23,10 +31,8 @@ def finding(result: xr.Dataset) -> Finding:
     """Return what the network's updates make of gradients, and whether the formula says so."""
     row = shown(result)
     if int(row["status"]) != Status.OK:
-        return Finding(
-            "Updates do not tell what they make of gradients: too few consecutive steps, gradients "
-            "that do not vary, or a memory longer than memory= steps."
-        )
+        reason = _REASONS.get(Status(int(row["status"])), "it could not be computed")
+        return Finding(f"Updates do not tell what they make of gradients: {reason}.")
     gain, noise = (float(row[f"{name}_formula"]) for name in ("gain", "noise"))
     known = np.isfinite(gain)
     sentence = (

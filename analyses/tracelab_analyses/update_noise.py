@@ -6,6 +6,7 @@ from recorded gradients and weights, of any optimizer, and put beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,7 +18,7 @@ from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
 from tracelab.errors import UsageError
 from tracelab.outcomes import blank
 from tracelab.typing import Array, FloatArray, IntArray, Status
-from tracelab_analyses.momentum import Momentum, momentum_of
+from tracelab_analyses.momentum import Momentum, momentum_of, number
 from tracelab_analyses.update_figures import APART, finding, plot
 from tracelab_analyses.update_response import (
     ESTIMATES,
@@ -86,7 +87,7 @@ def update_noise(
         Of each step, ``weight^2/loss``.
     applied : ndarray, shape (step,), optional
         0 at steps that kept the weights: they are no steps.
-    optimizer : scalar array of object, optional
+    optimizer : array of object, optional
         Name and hyper-parameters of the optimizer, or of several.
     weight_sketches, gradient_sketches : arrays of object, optional
         What projections were recorded with.
@@ -109,22 +110,24 @@ def update_noise(
     """
     _check_sketches(weight_sketches, gradient_sketches)
     out = blank(ANALYSIS.outputs, {"layer": len(gradient)})
-    described = None if optimizer is None else optimizer.item()
+    described = None if optimizer is None else optimizer.tolist()
     rule = _Rule.of(described)
     formula = _formula(momentum_of(described))
     moved = np.ones(step.size, bool) if applied is None else applied != 0
     # Steps that kept the weights are none for the optimizer.
     clock = step - np.cumsum(~moved) + _resumptions(step, resumed)
     for layer in range(len(gradient)):
-        found = _layer(
-            weight[layer], gradient[layer], step, learning_rate, moved, clock, rule, memory
-        )
+        # Numbers whose squares overflow become a status.
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = _layer(
+                weight[layer], gradient[layer], step, learning_rate, moved, clock, rule, memory
+            )
         if found["status"] == Status.OK:
             for name, value in formula.items():
                 found[f"{name}_formula"] = value
                 found[f"{name}_apart"] = abs(found[name] - value) / found[f"{name}_se"]
-        for name, number in found.items():
-            out[name][layer] = number
+        for name, value in found.items():
+            out[name][layer] = value
     return out
 
 
@@ -133,7 +136,7 @@ def _check_sketches(*sketches: Array | None) -> None:
         [
             each
             for each in np.ravel(found)
-            if isinstance(each, Mapping) and each["kind"] == "project"
+            if isinstance(each, Mapping) and each.get("kind") == "project"
         ]
         for found in sketches
         if found is not None
@@ -149,7 +152,7 @@ def _resumptions(step: IntArray, resumed: Array | None) -> IntArray:
     """Return how often the run was resumed up to each step."""
     every = () if resumed is None else np.ravel(resumed)
     said = [each.get("step") for each in every if isinstance(each, Mapping)]
-    starts = np.array([start for start in said if start is not None], dtype=np.int64)
+    starts = np.array([start for start in map(number, said) if not math.isnan(start)])
     return np.asarray((step[:, None] >= starts).sum(axis=1))
 
 
@@ -179,15 +182,15 @@ class _Rule:
             found = {cls.of(each) for each in optimizer} if several else set()
             return found.pop() if len(found) == 1 else cls(1.0, 0.0, 0.0, False)
         sign = -1.0 if optimizer.get("maximize") is True else 1.0
-        decay = optimizer.get("weight_decay", 0.0)
+        decay = number(optimizer.get("weight_decay", 0.0))
         name = optimizer.get("name")
         if decay == 0:
             return cls(sign, 0.0, 0.0, True)
-        if name not in ("SGD", "Adam", "AdamW") or not isinstance(decay, int | float):
+        if name not in ("SGD", "Adam", "AdamW") or not math.isfinite(decay):
             return cls(sign, 0.0, 0.0, False)
         if name == "AdamW" or optimizer.get("decoupled_weight_decay") is True:
-            return cls(sign, 0.0, float(decay), True)
-        return cls(sign, sign * float(decay), 0.0, True)
+            return cls(sign, 0.0, decay, True)
+        return cls(sign, sign * decay, 0.0, True)
 
 
 def _formula(momentum: Momentum | None) -> dict[str, float]:
@@ -244,16 +247,23 @@ def _layer(
         update, slope = read(block)
         parts.append(Sums.of(update - mean[0], slope - mean[1], lags))
     whole = Sums.total(parts)
+    if not whole.finite():
+        return found | {"status": int(Status.NON_FINITE_INPUT)}
     if not (whole.update.any() and whole.gram.any()):
         return found | {"status": int(Status.CONSTANT_INPUT)}
     eigenvalue = np.linalg.eigvalsh(whole.gram)
-    if eigenvalue[0] < SINGULAR * eigenvalue[-1]:
+    least = SINGULAR * eigenvalue[-1]
+    # Without any one of the blocks as well: a layer may have learned in that one alone.
+    if eigenvalue[0] < least or not all(whole.without(part).regular(least) for part in parts):
         return found | {"status": int(Status.NOT_CONVERGED)}
     response = whole.response()
     left = np.array([left_over(*read(block), response) for block in blocks])
     estimate, error = jackknife(parts, whole, left)
     values = dict(zip(ESTIMATES, estimate.tolist(), strict=True))
     errors = dict(zip(ESTIMATES, error.tolist(), strict=True))
+    told = (*RESPONSE, "explained")
+    if not np.isfinite([(values[name], errors[name]) for name in told]).all():
+        return found | {"status": int(Status.NOT_CONVERGED)}
     beyond = {name: abs(values[f"{name}_beyond"]) for name in (*RESPONSE, *LAGGED)}
     if any(
         beyond[name] > max(TAIL * abs(values[name]), APART * errors[f"{name}_beyond"], errors[name])

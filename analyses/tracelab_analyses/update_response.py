@@ -101,6 +101,19 @@ class Sums:
             self.update - part.update,
         )
 
+    def finite(self) -> bool:
+        """Return whether no sum has overflown."""
+        sums = (self.gram, self.cross, self.gradient, self.update)
+        return all(bool(np.isfinite(each).all()) for each in sums)
+
+    def regular(self, least: float) -> bool:
+        """Return whether all eigenvalues of the Gram matrix exceed a number."""
+        try:
+            np.linalg.cholesky(self.gram - least * np.eye(len(self.gram)))
+        except np.linalg.LinAlgError:
+            return False
+        return True
+
     def response(self, lags: int | None = None) -> FloatArray:
         """Return the response over all or so many lags."""
         return np.asarray(np.linalg.solve(self.gram[:lags, :lags], self.cross[:lags]))

@@ -69,6 +69,7 @@ def test_noise_of_updates_and_of_where_they_lead():
         {"name": "Adam", "betas": [0.9, 0.999]},
         {"name": "SGD", "momentum": 1.0},
         {"name": "SGD", "momentum": "0.9"},
+        {"name": "SGD", "momentum": 10**400},
         {"name": "PNM", "betas": [0.9]},
         {"name": "PNM"},
         [{"name": "SGD", "momentum": 0.9}, {"name": "SGD", "momentum": 0.8}],
@@ -89,12 +90,16 @@ def test_optimizers_that_do_the_same_are_one():
         ({"name": "SGD", "lr": 0.1, "momentum": 0.9, "dampening": 0.0}, "10 times as long"),
         ({"name": "PNM", "lr": 0.1, "betas": [0.9, 1.0]}, "5 times that of one moving average"),
         ({"name": "SGD", "lr": 0.1, "momentum": 0.0}, None),
+        ({"name": "SGD", "lr": 0.1, "momentum": 0.9, "dampening": 1.0}, None),
         ({"name": "AdamW", "lr": 0.1}, None),
+        ([{"name": "SGD", "momentum": 0.8}, {"name": "SGD", "momentum": 0.8}], "5 times as long"),
+        ([{"name": "SGD", "momentum": 0.8}, {"name": "Adam"}], None),
     ],
 )
 def test_noise_scale_reads_it_from_the_trace(optimizer, words, tmp_path):
     rng = np.random.default_rng(0)
-    with tracelab.create(tmp_path / "a", {"w": (5,)}, attrs={"optimizer": optimizer}) as writer:
+    attrs = {"optimizers" if isinstance(optimizer, list) else "optimizer": optimizer}
+    with tracelab.create(tmp_path / "a", {"w": (5,)}, attrs=attrs) as writer:
         writer.define("noise", attrs={"batch_size": 4, "replacement": True, "n_data": 100})
         full = rng.standard_normal((20, 5)) + 1
         writer.append("noise", step=0, full=full, mean_full=np.ones(5))

@@ -222,6 +222,14 @@ def full_batch():
     return weight, weight * (1 - np.exp(-0.01)) / RATE, np.arange(400), np.full(400, RATE)
 
 
+def learned(until):
+    """Return the run of a layer that gets no gradients from some step on."""
+    weight, gradient, step, rate = noise_and_walk(600)
+    gradient = np.where(step[:, None] < until, gradient, 0.0)
+    weight = -RATE * (gradient.cumsum(axis=1) - gradient)
+    return weight, gradient, step, rate
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [
@@ -233,7 +241,13 @@ def full_batch():
         (lambda w, g, s, r: (np.ones_like(w), g, s, r), Status.CONSTANT_INPUT),
         (lambda w, g, s, r: (w * np.nan, g, s, r), Status.NON_FINITE_INPUT),
         (lambda w, g, s, r: (w, g + np.inf, s, r), Status.NON_FINITE_INPUT),
+        (lambda w, g, s, r: (w, 1e200 * g, s, r), Status.NON_FINITE_INPUT),
+        (lambda w, g, s, r: (1e200 * w, g, s, r), Status.NON_FINITE_INPUT),
         (lambda *_: full_batch(), Status.NOT_CONVERGED),
+        # Blocks are of 60 and of 27 steps behind 59: what is left without the first is nothing.
+        (lambda *_: learned(70), Status.NOT_CONVERGED),
+        (lambda *_: learned(80), Status.NOT_CONVERGED),
+        (lambda *_: learned(90), Status.NOT_CONVERGED),
     ],
 )
 def test_what_tells_nothing_says_why(change, status):
@@ -242,6 +256,52 @@ def test_what_tells_nothing_says_why(change, status):
     assert math.isnan(found["gain"])
     assert math.isnan(found["noise_se"])
     assert "do not tell" in told(found).sentence
+
+
+def test_a_layer_that_learned_for_some_blocks_tells_the_response():
+    assert found_of(learned(200))["gain"] == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (Status.NON_FINITE_INPUT, "not finite"),
+        (Status.TOO_FEW_SAMPLES, "too few consecutive steps"),
+        (Status.FAILED, "could not be computed"),
+    ],
+)
+def test_the_reason_is_that_of_the_status(status, words):
+    found = found_of(noise_and_walk())
+    assert words in told(found | {"status": int(status)}).sentence
+
+
+def test_several_optimizers_that_do_the_same_are_one():
+    """As a trace gives them: an array of mappings."""
+    run, optimizer = recorded(heavy_ball)
+    one = found_of(run, optimizer)
+    two = found_of(run, np.asarray([optimizer.item()] * 2))
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, two[name])
+    assert two["gain_formula"] == pytest.approx(10)
+    other = optimizer.item() | {"momentum": 0.8}
+    assert math.isnan(found_of(run, np.asarray([optimizer.item(), other]))["gain_formula"])
+
+
+@pytest.mark.parametrize(
+    "decay", [math.nan, math.inf, pytest.param(10**400, id="huge"), "0.1", [0.1], None, True]
+)
+def test_a_weight_decay_that_is_no_number_is_not_known(decay):
+    found = found_of(noise_and_walk(), np.array({"name": "SGD", "weight_decay": decay}))
+    assert found["gain"] == pytest.approx(1, abs=1e-9)
+    assert math.isnan(found["weight_decay"])
+
+
+def test_resumptions_and_sketches_that_say_nothing():
+    run = noise_and_walk()
+    odd = np.asarray([{"step": "x"}, {"step": None}, {}])
+    found = found_of(run, resumed=odd, weight_sketches=odd, gradient_sketches=odd)
+    for name, value in found_of(run).items():
+        np.testing.assert_array_equal(value, found[name])
 
 
 def test_a_memory_longer_than_the_lags_is_seen():
