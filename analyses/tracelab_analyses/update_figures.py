@@ -72,9 +72,10 @@ def _warnings(row: xr.Dataset) -> list[str]:
     drift = float(row["drift"])
     if not np.isfinite(float(row["observed"])):
         found.append(
-            f"The mean of updates moves too much beside their noise ({drift:.2g} of its variance "
-            f"within {int(row['memory']) // 2} steps) for the noise of this run to be told: gain "
-            "and noise are what the optimizer makes of gradients."
+            f"The means of updates and gradients move too much beside their noise ({drift:.2g} and "
+            f"{float(row['gradient_drift']):.2g} of its variance within {int(row['memory']) // 2} "
+            "steps) for the noise of this run to be told: gain and noise are what the optimizer "
+            "makes of gradients."
         )
     elif not np.isfinite(float(row["sums"])):
         found.append(

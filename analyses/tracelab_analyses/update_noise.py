@@ -38,7 +38,7 @@ MIN_BLOCKS, MAX_BLOCKS = 8, 20
 TAIL = 0.05
 # Smallest eigenvalue over the largest, below which past gradients cannot be told apart.
 SINGULAR = 1e-10
-# Drift of updates in half a memory, over the variance of their noise: more is no line in the lag.
+# Drift in half a memory, over the variance of noise: more is no line in the lag.
 DRIFT = 0.5
 _CELL = ("layer",)
 
@@ -270,6 +270,11 @@ def _layer(
         for name in RESPONSE
     ):
         return found | {"status": int(Status.NOT_CONVERGED)}
+    # At half a memory differences of gradients are their noise and so much drift, by which what
+    # is no response is divided.
+    strayed = abs(values["gradient_drift"])
+    own = left[:, 0].sum() / left[:, 1].sum() * strayed if strayed > DRIFT else 0.0
+    hidden = {"noise": own, "update_noise": own / values["gain"] ** 2}
     rounding = lags * np.finfo(np.float64).eps * eigenvalue[-1] / eigenvalue[0]
     for name in MEASURED:
         found[name] = values[name]
@@ -277,11 +282,14 @@ def _layer(
         shares = [errors[name], beyond.get(name, 0.0)]
         if name in RESPONSE:
             shares.append(errors[f"{name}_beyond"])
+        if name in hidden:
+            shares.append(hidden[name])
         found[f"{name}_se"] = float(np.linalg.norm((*shares, rounding * values[name])))
     found["explained"] = min(found["explained"], 1.0)
     sums, error_of_sums = found["gradient_sums"], found["gradient_sums_se"]
     lost: tuple[str, ...] = ()
-    if not (abs(found["drift"]) <= DRIFT and sums > -APART * error_of_sums):
+    still = abs(found["drift"]) <= DRIFT and strayed <= DRIFT
+    if not (still and sums > -APART * error_of_sums):
         # The mean moves otherwise than by a line: a variance below 0 says so as well.
         lost = ("observed", "gradient_sums", "sums")
     elif not sums > APART * error_of_sums:
@@ -375,6 +383,7 @@ ANALYSIS = Analysis(
         *_estimate("observed", "noise variance of one update, over a gradient's, in this run"),
         *_estimate("gradient_sums", "noise variance of long sums of gradients, over independent"),
         *_estimate("drift", "of updates within half a memory, over the variance of their noise"),
+        *_estimate("gradient_drift", "of gradients within half a memory, over their noise's"),
         *_estimate("explained", "share of the updates' variance that is a sum of past gradients"),
         Variable("weight_decay", _CELL, description="taken out of updates; NaN if not known"),
         Variable("memory", _CELL, "step", "int64", description="gradients an update may depend on"),

@@ -13,9 +13,9 @@ from scipy import fft
 from tracelab.typing import Array, FloatArray
 
 FORMULAS = ("gain", "noise", "update_noise", "sums")
-MEASURED = (*FORMULAS, "observed", "gradient_sums", "drift", "explained")
+MEASURED = (*FORMULAS, "observed", "gradient_sums", "drift", "gradient_drift", "explained")
 RESPONSE = ("gain", "noise", "update_noise")
-LAGGED = ("sums", "observed", "gradient_sums", "drift")
+LAGGED = ("sums", "observed", "gradient_sums", "drift", "gradient_drift")
 # What is estimated, and how much the last quarter of the memory changes of it.
 ESTIMATES = (*MEASURED, *(f"{name}_beyond" for name in (*RESPONSE, *LAGGED)))
 
@@ -158,10 +158,11 @@ def left_over(update: FloatArray, gradient: FloatArray, response: FloatArray) ->
 
 def _lagged(update: FloatArray, gradient: FloatArray) -> FloatArray:
     """Return `LAGGED`, from summed differences."""
-    noise, long, _ = _levels(gradient)
+    noise, long, moved_mean = _levels(gradient)
     moved, moved_long, drift = _levels(update)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.array([moved_long / long, moved / noise, long / noise, drift / moved])
+        drifts = (drift / moved, moved_mean / noise)
+        return np.array([moved_long / long, moved / noise, long / noise, *drifts])
 
 
 def _levels(differences: FloatArray) -> tuple[float, float, float]:

@@ -338,25 +338,54 @@ def test_other_directions_are_refused():
         found_of(run, weight_sketches=one, gradient_sketches=other)
 
 
-def test_a_mean_that_moves_more_than_the_noise_leaves_what_the_optimizer_does():
-    """Means decay within 300 steps from twenty times the noise: no line in the lag."""
-    decay = 20 * np.exp(-np.arange(1_500) / 300)
-    run, optimizer = recorded(heavy_ball)
+def falling(run):
+    """Return a run of heavy ball whose mean decays within 300 steps from twenty times the noise."""
     weight, gradient, step, rate = run
+    decay = 20 * np.exp(-step / 300)
     # Linear: the path under the decay alone adds to that under the noise.
-    falling = torch.zeros(1, dtype=torch.float64)
-    alone, path = heavy_ball(falling), []
+    parameter = torch.zeros(1, dtype=torch.float64)
+    optimizer, path = heavy_ball(parameter), []
     for slope in decay:
-        path.append(falling.item())
-        falling.grad = torch.tensor([slope])
-        alone.step()
-    moved = weight + np.array(path)[:, None], gradient + decay[:, None], step, rate
-    found = found_of(moved, optimizer)
+        path.append(parameter.item())
+        parameter.grad = torch.tensor([slope])
+        optimizer.step()
+    return weight + np.array(path)[:, None], gradient + decay[:, None], step, rate
+
+
+def test_a_mean_that_moves_more_than_the_noise_leaves_what_the_optimizer_does():
+    """No line in the lag."""
+    run, optimizer = recorded(heavy_ball)
+    found = found_of(falling(run), optimizer)
     assert_close(found, "gain", 10)
     assert math.isnan(found["observed"])
     assert math.isnan(found["gradient_sums"])
     assert "in this run" not in told(found).sentence
-    assert any("moves too much" in warning for warning in told(found).warnings)
+    assert any("move too much" in warning for warning in told(found).warnings)
+
+
+def test_a_mean_of_gradients_that_moves_under_noise_of_updates():
+    """Beside noise of deviation 100 over the rate the mean of updates does not move.
+
+    The noise of gradients is 1 and at half a memory it is the drift that makes them differ, which
+    hides a third of the updates' noise: an error of a tenth would miss it.
+    """
+    rng = np.random.default_rng(1)
+
+    def before(step, parameter, optimizer):
+        parameter.data += 100 * RATE * torch.tensor(rng.standard_normal(WEIGHTS))
+
+    run, optimizer = recorded(heavy_ball, before=before)
+    found = found_of(falling(run), optimizer)
+    truth = 1e4 + 1 / 0.19
+    assert found["status"] == Status.OK
+    assert found["noise"] < 0.8 * truth
+    assert abs(found["noise"] - truth) < found["noise_se"]
+    assert abs(found["update_noise"] - truth / 100) < 3 * found["update_noise_se"]
+    assert abs(found["drift"]) < 0.1
+    assert abs(found["gradient_drift"]) > 0.5
+    assert math.isnan(found["observed"])
+    assert math.isnan(found["gradient_sums"])
+    assert any("gradients move too much" in warning for warning in told(found).warnings)
 
 
 def told(found):
