@@ -10,6 +10,7 @@ import xarray as xr
 
 from tracelab.contracts import Finding
 from tracelab.outcomes import subject
+from tracelab.stats.trajectory_information import THEORIES as VIRTUAL
 from tracelab.typing import Assumption, Status
 from tracelab_analyses.information_assumptions import ASSUMPTIONS, PROVED, THEORIES
 
@@ -108,6 +109,13 @@ def _warnings(row: xr.Dataset, theory: str) -> list[str]:
         found.append(
             "The gap that was measured is above the bound: this run is not like the mean over "
             "training sets, or something taken for granted is not so."
+        )
+    said = last.sel(theory=theory)
+    if theory in VIRTUAL and float(said["trajectory_term"]) == 0 and np.isnan(said["bound_se"]):
+        found.append(
+            "The variance of gradients was estimated below nothing and taken for 0: what the "
+            "trajectory tells is less than its error, which is not known, and not nothing; record "
+            "more minibatches and held-out examples."
         )
     if float(last["flatness_term"].sel(theory=theory)) > 0.5 * float(last["gap"]) > 0:
         found.append(

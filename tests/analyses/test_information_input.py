@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from information import BATCHES, SIGMA, bounds
 
 from tracelab.errors import UsageError
@@ -39,14 +40,23 @@ def test_a_step_back_tells_as_much():
         np.testing.assert_array_equal(values, ahead[name])
 
 
+def warned(found):
+    coords = {"layer": ["network"], "step": [0, 20]}
+    coords |= {name: list(each) for name, each in ANALYSIS.coords.items()}
+    variables = {each.name: (each.dims, found[each.name][None]) for each in ANALYSIS.outputs}
+    return ANALYSIS.finding(xr.Dataset(variables, coords)).warnings
+
+
 def test_estimates_below_nothing_are_not_0_without_error():
     below = np.tile([-3.0, 1.0], (2, BATCHES // 2))
     found = bounds([0, 20], 1.0, 0.0, deviation=below)
     assert (found["trajectory_term"][:, :3] == 0).all()
     assert np.isnan(found["bound_se"][1, :3]).all()
+    assert any("below nothing" in warning for warning in warned(found))
     # Weights that did not move.
     still = bounds([0, 20], 1.0, 1.0, learning_rate=np.zeros(20))
     assert (still["bound_se"][:, :3] == 0).all()
+    assert not any("below nothing" in warning for warning in warned(still))
 
 
 def test_rows_do_not_depend_on_later_ones():
