@@ -23,7 +23,7 @@ def largest(workers: int, directions: int) -> np.ndarray:
     found = []
     for _ in range(JOBS):
         gradient = rng.standard_normal((STEPS, workers, directions))
-        distance, _ = _filtered(gradient, np.full(workers, STEPS), windows)
+        distance, _, _ = _filtered(gradient, np.full(workers, STEPS), windows)
         found.append(NEVER * np.nanmax(distance))
     return np.array(found)
 
