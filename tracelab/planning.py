@@ -154,7 +154,8 @@ def plan(
     NotRecordedError
         If an input was not recorded, with what would record it.
     UsageError
-        If an input has another unit than the analysis needs, or no cell is selected.
+        If an input has another unit than the analysis needs, projections that it reads together
+        are in other directions, or no cell is selected.
     """
     groups: dict[str, str] = {}
     sources: dict[str, str] = {}
@@ -176,6 +177,7 @@ def plan(
         )
         for needed in taken
     }
+    _check_directions(analysis, taken, reads, trace)
     datasets = {name: trace.groups[name] for name in dict.fromkeys(groups.values()) if name}
     names = {name: _layers(name, datasets[name], reads, trace) for name in datasets}
     needing = {
@@ -351,6 +353,26 @@ def _read(
         return Read("signal", group, noise.mean_of(dataset))
     wanted = "projected" if "projected" in dataset else None
     return Read("deviation", group, noise.sketch_of(dataset, wanted))
+
+
+def _check_directions(
+    analysis: Analysis, taken: Sequence[Input], reads: Mapping[str, Read], trace: Trace
+) -> None:
+    """Raise a UsageError where projections that are read together are in other directions."""
+    known: dict[str, list[Any]] = {}
+    for needed in taken:
+        read = reads[needed.variable.name]
+        if read.kind == "field" and "direction" in needed.variable.dims:
+            told = trace.groups[read.group].attrs.get("sketches")
+            said = [each for each in told or () if isinstance(each, Mapping)]
+            known[read.group] = [each for each in said if each.get("kind") == "project"]
+    (first, one), *others = known.items() or [("", [])]
+    for name, other in others:
+        if one and other and one != other:
+            raise UsageError(
+                f"analysis {analysis.name!r}: {first} were recorded with {one[0]} and {name} with "
+                f"{other[0]}, which are other directions; record both with one sketch"
+            )
 
 
 def _check_batches(group: xr.Dataset, parameters: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from tracelab.contracts import Analysis, Input, Parameter, Reference, Variable
-from tracelab.errors import UsageError
 from tracelab.outcomes import blank
 from tracelab.typing import Array, FloatArray, IntArray, Status
 from tracelab_analyses.momentum import Momentum, momentum_of, number
@@ -50,8 +49,6 @@ def update_noise(
     learning_rate: FloatArray,
     applied: FloatArray | None = None,
     optimizer: Array | None = None,
-    weight_sketches: Array | None = None,
-    gradient_sketches: Array | None = None,
     resumed: Array | None = None,
     *,
     memory: int | None = None,
@@ -89,8 +86,6 @@ def update_noise(
         0 at steps that kept the weights: they are no steps.
     optimizer : array of object, optional
         Name and hyper-parameters of the optimizer, or of several.
-    weight_sketches, gradient_sketches : arrays of object, optional
-        What projections were recorded with.
     resumed : array of object, optional
         Resumptions of the run. Updates after one are not read as responses to gradients before:
         the optimizer may have lost them.
@@ -102,13 +97,7 @@ def update_noise(
     dict of str to ndarray
         See ``ANALYSIS.outputs``. Standard errors are the jackknife's over blocks of steps no
         shorter than the memory, of which the bias is taken as well (Busing et al. 1999).
-
-    Raises
-    ------
-    UsageError
-        If weights and gradients were projected by different signs.
     """
-    _check_sketches(weight_sketches, gradient_sketches)
     out = blank(ANALYSIS.outputs, {"layer": len(gradient)})
     described = None if optimizer is None else optimizer.tolist()
     rule = _Rule.of(described)
@@ -129,23 +118,6 @@ def update_noise(
         for name, value in found.items():
             out[name][layer] = value
     return out
-
-
-def _check_sketches(*sketches: Array | None) -> None:
-    said = [
-        [
-            each
-            for each in np.ravel(found)
-            if isinstance(each, Mapping) and each.get("kind") == "project"
-        ]
-        for found in sketches
-        if found is not None
-    ]
-    if len(said) == 2 and said[0] != said[1]:
-        raise UsageError(
-            f"weights were recorded with {said[0]} and gradients with {said[1]}, which are other "
-            f"directions; record both with one sketch: {COLLECTOR}"
-        )
 
 
 def _resumptions(step: IntArray, resumed: Array | None) -> IntArray:
@@ -364,14 +336,6 @@ ANALYSIS = Analysis(
             ("@optimizers", "@optimizer"),
             optional=True,
             collector="tracelab.attach",
-        ),
-        Input(
-            Variable("weight_sketches", (), dtype="object"), ("weights@sketches",), optional=True
-        ),
-        Input(
-            Variable("gradient_sketches", (), dtype="object"),
-            ("gradients@sketches",),
-            optional=True,
         ),
         Input(Variable("resumed", (), dtype="object"), ("@resumed",), optional=True),
     ),

@@ -12,8 +12,8 @@ __all__ = ["plain_sgd"]
 _EXTRAS = ("momentum", "weight_decay", "nesterov", "maximize")
 
 
-def plain_sgd(optimizers: Sequence[torch.optim.Optimizer]) -> bool | Tensor:
-    """Return whether all optimizers are SGD without extras and with one learning rate, as they are.
+def plain_sgd(optimizers: Sequence[torch.optim.Optimizer]) -> float | Tensor:
+    """Return 1 if all optimizers are SGD without extras and with one learning rate, as they are.
 
     Parameters
     ----------
@@ -22,22 +22,27 @@ def plain_sgd(optimizers: Sequence[torch.optim.Optimizer]) -> bool | Tensor:
 
     Returns
     -------
-    bool or 0-d Tensor
-        On a device where learning rates are there, so that it need not be waited for.
+    float or 0-d Tensor
+        0 if they are not; on a device where learning rates are there, so that it need not be waited
+        for.
     """
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    if any(type(each) is not torch.optim.SGD for each in optimizers) or any(
-        group[extra] for group in groups for extra in _EXTRAS
-    ):
-        return False
-    rate = groups[0]["lr"]
-    alike: bool | Tensor = True
-    for group in groups[1:]:
-        same = _same(group["lr"], rate)
-        if same is False:
-            return False
-        if isinstance(same, Tensor):
-            alike = same & alike.to(same.device) if isinstance(alike, Tensor) else same
+    rate: float | Tensor | None = None
+    alike: float | Tensor = 1.0
+    for optimizer in optimizers:
+        if type(optimizer) is not torch.optim.SGD:
+            return 0.0
+        for group in optimizer.param_groups:
+            for extra in _EXTRAS:
+                if group[extra]:
+                    return 0.0
+            if rate is None:
+                rate = group["lr"]
+                continue
+            same = _same(group["lr"], rate)
+            if same is False:
+                return 0.0
+            if isinstance(same, Tensor):
+                alike = same & alike.to(same.device) if isinstance(alike, Tensor) else same
     return alike
 
 

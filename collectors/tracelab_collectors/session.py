@@ -342,7 +342,7 @@ class Session:
             return
         rate = scalar(optimizer.param_groups[0]["lr"])
         now = time.perf_counter()
-        plain = scalar(plain_sgd(self._subject.optimizers))
+        plain = plain_sgd(self._subject.optimizers)
         self._rows.begin(step, learning_rate=rate, plain_sgd=plain, wall_time=now - self._started)
         self._due = step >= self._agenda.next
         if self._due:

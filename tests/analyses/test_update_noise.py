@@ -296,10 +296,10 @@ def test_a_weight_decay_that_is_no_number_is_not_known(decay):
     assert math.isnan(found["weight_decay"])
 
 
-def test_resumptions_and_sketches_that_say_nothing():
+def test_resumptions_that_say_nothing():
     run = noise_and_walk()
     odd = np.asarray([{"step": "x"}, {"step": None}, {}])
-    found = found_of(run, resumed=odd, weight_sketches=odd, gradient_sketches=odd)
+    found = found_of(run, resumed=odd)
     for name, value in found_of(run).items():
         np.testing.assert_array_equal(value, found[name])
 
@@ -330,12 +330,23 @@ def test_units_do_not_matter_and_layers_do_not_know_each_other():
         np.testing.assert_array_equal(values, scaled[name])
 
 
-def test_other_directions_are_refused():
-    run = noise_and_walk()
-    one, other = (np.asarray([{"kind": "project", "k": 5, "seed": seed}]) for seed in (0, 1))
-    assert found_of(run, weight_sketches=one, gradient_sketches=one)["status"] == Status.OK
-    with pytest.raises(UsageError, match="record both with one sketch"):
-        found_of(run, weight_sketches=one, gradient_sketches=other)
+def test_other_directions_are_refused_before_anything_is_computed(tmp_path):
+    """And an analysis of all that a trace has passes them by."""
+    for seed in (0, 1):
+        path = tmp_path / f"{seed}.zarr"
+        with tracelab.create(path, {"weight": (40,)}) as writer:
+            for name, other in (("weights", 0), ("gradients", seed)):
+                writer.define(name, sketches=[tracelab.Project(5, seed=other)])
+            rows = np.ones((3, 1, 5))
+            for name in ("weights", "gradients"):
+                writer.extend(name, steps=np.arange(3), projected=rows)
+            writer.extend("steps", steps=np.arange(3), learning_rate=np.ones(3))
+        if seed == 0:
+            assert tracelab.analyze(path, "update_noise")["update_noise"].sizes["layer"] == 1
+            continue
+        with pytest.raises(UsageError, match="other directions; record both with one sketch"):
+            tracelab.analyze(path, "update_noise")
+        assert "update_noise" not in tracelab.analyze(path)
 
 
 def falling(run):
