@@ -338,16 +338,19 @@ def write_prior_kernel(writer, step, rng, scale=1.0, groups=4):
     )
 
 
+def define_noise(writer):
+    writer.define(
+        "noise",
+        attrs={"batch_size": 8, "replacement": True, "n_data": 1_000},
+        coordinates=(np.repeat([0, 1], PER_LAYER), np.tile(np.arange(PER_LAYER), 2)),
+    )
+
+
 def write_trace(path, *, steps=STEPS, distances=200, seed=0):
     """Write a small trace that every shipped analysis can read."""
     rng = np.random.default_rng(seed)
-    table = (np.repeat([0, 1], PER_LAYER), np.tile(np.arange(PER_LAYER), 2))
     with tracelab.create(path, layers=LAYERS) as writer:
-        writer.define(
-            "noise",
-            attrs={"batch_size": 8, "replacement": True, "n_data": 1_000},
-            coordinates=table,
-        )
+        define_noise(writer)
         for step in steps:
             write_noise(writer, step, rng)
         define_hessian(writer)

@@ -107,9 +107,10 @@ class Passes:
     def stepped(self, which: int) -> bool:
         """Begin anew after an optimizer's step; return whether other layers are to be watched."""
         watched = self._watched[which]
-        stepping = {layer for layer in self._arriving if self._owners[layer] == which}
-        self._consumed |= stepping
-        self._arriving -= stepping
+        if self._arriving:
+            stepping = {layer for layer in self._arriving if self._owners[layer] == which}
+            self._consumed |= stepping
+            self._arriving -= stepping
         if not self._counts[which]:
             self._watched[which] = self._all[which]
         elif watched is self._all[which] and self._passes[which]:

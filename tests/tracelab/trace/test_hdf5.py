@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from traces import LAYERS, PER_LAYER, STEPS, write_noise
+from traces import LAYERS, STEPS, define_noise, write_noise
 
 import tracelab
 from tracelab.contracts import Variable
@@ -36,13 +36,8 @@ FEW = settings(
 def write_trace(path):
     """Write noise and weights alone: here every array is read and written several times."""
     rng = np.random.default_rng(0)
-    table = (np.repeat([0, 1], PER_LAYER), np.tile(np.arange(PER_LAYER), 2))
     with tracelab.create(path, layers=LAYERS) as writer:
-        writer.define(
-            "noise",
-            attrs={"batch_size": 8, "replacement": True, "n_data": 1_000},
-            coordinates=table,
-        )
+        define_noise(writer)
         for step in STEPS:
             write_noise(writer, step, rng)
         for step in range(200):

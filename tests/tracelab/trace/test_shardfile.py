@@ -137,7 +137,7 @@ def plain_index(values, selection):
     return values
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_equal_to_numpy_zarr_and_tensorstore(data):
     values, how = data.draw(arrays())
